@@ -1,0 +1,42 @@
+# `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
+.POSIX:
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-all check plan docs clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+CONFIG ?= config/demo.yaml
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv with the pinned packages
+
+$(READY): pyproject.toml envs/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint envs/constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY) ## the whole pipeline on real photos, to a claim bundle (about 12 minutes on 2 cores)
+	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local results/claim_bundle.done
+	@$(BIN)/python workflow_scripts/show_claim.py results/claim_bundle.done
+
+test: $(READY) ## everything that a change must pass
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(READY) ## also the tests marked slow
+	$(BIN)/python -m pytest
+
+check: $(READY) ## formatting, lint and types only
+	$(BIN)/python -m pytest tests/test_style.py
+
+plan: $(READY) ## jobs, GPU-hours and disk of a configuration: make plan CONFIG=config/l2.yaml
+	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG)
+
+docs: $(READY) ## write config/schema.json and docs/configuration.md from the models
+	$(BIN)/python workflow_scripts/write_configuration_reference.py
+
+clean: ## remove the virtual environment and caches; results stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

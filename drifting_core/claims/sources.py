@@ -1,0 +1,170 @@
+"""What a claim is made of: every artifact that goes into the bundle, where it goes, and whether they fit together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from drifting_core.artifacts import (
+    Artifact,
+    FeatureNetwork,
+    Index,
+    Metrics,
+    MetricsTable,
+    Neighbours,
+    Recommendation,
+    ReferenceStatistics,
+    TokenizerManifest,
+    sha256_file,
+)
+from drifting_core.faults import Fault
+
+SINGLE: dict[str, type[Artifact]] = {
+    "last_k": MetricsTable,
+    "alpha_sweep": MetricsTable,
+    "claim": MetricsTable,
+    "recommendation": Recommendation,
+    "neighbours": Neighbours,
+    "network": FeatureNetwork,
+    "reference": ReferenceStatistics,
+    "tokenizer": TokenizerManifest,
+    "index": Index,
+}
+OPTIONAL: dict[str, type[Artifact]] = {"curve": MetricsTable}
+MANY: dict[str, type[Artifact]] = {"metrics": Metrics}
+_IN_TABLES = ("curve", "last_k", "alpha_sweep", "claim", "recommendation", "neighbours")
+
+Kind = TypeVar("Kind", bound=Artifact)
+
+
+class Source(NamedTuple):
+    """One artifact: its role, its file, its path below results/, its path in the bundle, its hash, its content."""
+
+    role: str
+    path: Path
+    below_results: str
+    place: str
+    sha256: str
+    content: Any
+
+
+class Sources:
+    """All artifacts of a claim. Raises Fault where one is missing or they do not fit together."""
+
+    def __init__(self, given: Sequence[tuple[str, Path]], results: Path) -> None:
+        """`given`: (role, path) pairs; the roles of SINGLE once each, `metrics` often, any other JSON under any role."""
+        self.all = [_read(role, path, results) for role, path in given]
+        for role in (*SINGLE, *OPTIONAL):
+            found = sum(source.role == role for source in self.all)
+            if found > 1 or (found == 0 and role in SINGLE):
+                raise Fault(f"bundle: {found} inputs have the role '{role}', expected one")
+        self.by_hash = {source.sha256: source for source in self.all}
+        self._check_rows()
+        self._check_choice()
+        self._check_neighbours()
+
+    def source(self, role: str) -> Source:
+        return next(source for source in self.all if source.role == role)
+
+    def one(self, role: str, kind: type[Kind]) -> Kind:
+        content = self.source(role).content
+        assert isinstance(content, kind)
+        return content
+
+    @property
+    def tables(self) -> dict[str, MetricsTable]:
+        """The tables by role, in the order in which a reader needs them."""
+        order = ("claim", "curve", "last_k", "alpha_sweep")
+        return {role: self.one(role, MetricsTable) for role in order if any(s.role == role for s in self.all)}
+
+    def of_row(self, row: Mapping[str, Any]) -> Source:
+        """The metrics file behind a table's row."""
+        return self.by_hash[row["metrics_sha256"]]
+
+    def graph(self) -> list[dict[str, Any]]:
+        """The provenance graph: each artifact and, by role, what it was made from (a path in the bundle, or a hash)."""
+        return [
+            {
+                "artifact": source.place,
+                "kind": getattr(source.content, "kind", source.content.get("kind") if _is_json(source) else None),
+                "sha256": source.sha256,
+                "configuration": _field(source, "configuration"),
+                "code": _field(source, "code"),
+                "made_from": {role: self._place_of(digest) for role, digest in (_field(source, "inputs") or {}).items()},
+            }
+            for source in sorted(self.all, key=lambda source: source.place)
+        ]
+
+    def _place_of(self, digest: str) -> str:
+        return self.by_hash[digest].place if digest in self.by_hash else f"sha256:{digest}"
+
+    def _check_rows(self) -> None:
+        for role, table in self.tables.items():
+            for row in table.rows:
+                source = self.by_hash.get(row["metrics_sha256"])
+                if source is None or not isinstance(source.content, Metrics):
+                    raise Fault(
+                        f"bundle: the table '{role}' has a row for step {row['step']}, alpha {row['alpha']:g}, seed "
+                        f"{row['seed']}, but no metrics input has its hash; give that metrics.json, or make the table again"
+                    )
+                differing = [c for c, v in row.items() if c != "metrics_sha256" and getattr(source.content, c) != v]
+                if differing:
+                    raise Fault(f"bundle: the table '{role}' and {source.path} differ in {differing}; make the table again")
+
+    def _check_choice(self) -> None:
+        recommendation, claim = self.one("recommendation", Recommendation), self.one("claim", MetricsTable)
+        for role in ("last_k", "alpha_sweep"):
+            if recommendation.inputs[role] != self.source(role).sha256:
+                raise Fault(f"bundle: the recommendation was made from another '{role}' table; make it again")
+        chosen = recommendation.recommended
+        selection_seeds = {row["seed"] for row in (*self.tables["last_k"].rows, *self.tables["alpha_sweep"].rows)}
+        for row in claim.rows:
+            if (row["step"], row["alpha"]) != (chosen.step, chosen.alpha):
+                raise Fault(
+                    f"bundle: the claim has step {row['step']} at alpha {row['alpha']:g}, the recommendation says step "
+                    f"{chosen.step} at alpha {chosen.alpha:g}; make the claim again"
+                )
+            if row["seed"] in selection_seeds:
+                raise Fault(f"bundle: the claim's seed {row['seed']} took part in the selection; report on a fresh one")
+
+    def _check_neighbours(self) -> None:
+        of = self.one("neighbours", Neighbours).inputs["metrics"]
+        if of not in {row["metrics_sha256"] for row in self.one("claim", MetricsTable).rows}:
+            raise Fault("bundle: the neighbours were looked up for other samples than the claim's; make the audit again")
+
+
+def _read(role: str, path: Path, results: Path) -> Source:
+    known = SINGLE | OPTIONAL | MANY
+    content: Any
+    if role in known:
+        content = known[role].read(path)
+    else:
+        try:
+            content = json.loads(path.read_bytes())
+        except (OSError, json.JSONDecodeError) as error:
+            raise Fault(f"{path}: {error}; a bundle takes in JSON files only") from None
+    try:
+        below = path.absolute().relative_to(results.absolute()).as_posix()
+    except ValueError:
+        raise Fault(f"{path}: is not below {results}; a bundle takes in what the workflow made there") from None
+    place = f"tables/{role}.json" if role in _IN_TABLES else f"artifacts/{below}"
+    return Source(role, path, below, place, sha256_file(path), content)
+
+
+def _is_json(source: Source) -> bool:
+    return isinstance(source.content, dict)
+
+
+def _field(source: Source, name: str) -> Any:
+    return source.content.get(name) if _is_json(source) else getattr(source.content, name)
+
+
+def rows_by_step(table: MetricsTable) -> Iterator[Mapping[str, Any]]:
+    """One row per step and alpha: that of the smallest seed."""
+    seen = set()
+    for row in sorted(table.rows, key=lambda row: (row["step"], row["alpha"], row["seed"])):
+        if (row["step"], row["alpha"]) not in seen:
+            seen.add((row["step"], row["alpha"]))
+            yield row

@@ -1,0 +1,132 @@
+"""The embedded photos as archives in the shape of ILSVRC2012's: from here on nothing knows that it is a demo.
+
+Bytes depend on the photos and on Pillow's JPEG encoder only: every time stamp is 0.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+from numpy.typing import NDArray
+from PIL import Image
+
+from drifting_core import config
+from drifting_core.artifacts import FileRecord, PackedPhotos, publish
+from drifting_core.data.photos import NAMES, PER_CLASS, SOURCE, WNIDS, photos
+from drifting_core.faults import Fault
+from drifting_core.provenance import code_version
+
+JPEG_QUALITY = 98  # with 4:4:4 chroma: at 32 pixels the usual 4:2:0 would halve what colour there is
+
+# WordNet synsets above the classes. The devkit lists such nodes beside the classes; readers must skip them.
+_ABOVE = {
+    "n00001740": ("entity", ("n00015388", "n04524313")),
+    "n00015388": ("animal, animate being, beast, brute, creature, fauna", ("bird", "cat", "deer", "dog", "frog", "horse")),
+    "n04524313": ("vehicle", ("airplane", "automobile", "ship", "truck")),
+}
+
+
+def pack(archives: config.Archives, output: Path, configuration: str) -> PackedPhotos:
+    """Write the training, validation and devkit archives where `archives` says, then `output`, which lists them.
+
+    Raises Fault when the embedded photos cannot be read or the disk is full.
+    """
+    places = {role: Path(getattr(archives, role)) for role in ("train", "val", "devkit")}
+    content = {
+        "train": _train_tar(photos("train")),
+        "val": _val_tar(photos("val")),
+        "devkit": _devkit_tar_gz(),
+    }
+    for role, path in places.items():
+        try:
+            with publish(path) as scratch:
+                scratch.write_bytes(content[role])
+        except OSError as error:
+            raise Fault(f"data.archives.{role}: {path} cannot be written: {error}") from error
+    made = PackedPhotos(
+        configuration=configuration,
+        code=code_version(),
+        files={os.path.relpath(path, output.parent): FileRecord.of(path) for path in places.values()},
+        source=SOURCE,
+        train_images=len(NAMES) * PER_CLASS["train"],
+        val_images=len(NAMES) * PER_CLASS["val"],
+    )
+    made.write(output)
+    return made
+
+
+def _train_tar(images: NDArray[np.uint8]) -> bytes:
+    """images (10, N, H, W, 3) -> tar of one `<wnid>.tar` per class, each of `<wnid>_<n>.JPEG`, in the wnids' order."""
+    classes = []
+    for index in sorted(range(len(WNIDS)), key=WNIDS.__getitem__):
+        wnid = WNIDS[index]
+        inner = [(f"{wnid}_{n}.JPEG", jpeg(image)) for n, image in enumerate(images[index], start=1)]
+        classes.append((f"{wnid}.tar", tar_of(inner)))
+    return tar_of(classes)
+
+
+def _val_tar(images: NDArray[np.uint8]) -> bytes:
+    """images (10, N, H, W, 3) -> flat tar; classes take turns, so that the ground truth file is needed."""
+    in_turn = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
+    return tar_of([(f"ILSVRC2012_val_{n:08d}.JPEG", jpeg(image)) for n, image in enumerate(in_turn, start=1)])
+
+
+def _devkit_tar_gz() -> bytes:
+    # ILSVRC2012_ID follows NAMES, which is not the order of the wnids; the truth follows _val_tar's order.
+    truth = "".join(f"{1 + n % len(NAMES)}\n" for n in range(len(NAMES) * PER_CLASS["val"]))
+    files = [
+        ("ILSVRC2012_devkit_t12/data/meta.mat", synsets_mat()),
+        ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth.encode()),
+    ]
+    return gzip.compress(tar_of(files), mtime=0)
+
+
+def synsets_mat() -> bytes:
+    """meta.mat: a struct array of synsets, the leaves (num_children 0) first, as in the ILSVRC2012 devkit."""
+    leaves = {name: (number, wnid) for number, (name, wnid) in enumerate(zip(NAMES, WNIDS, strict=True), start=1)}
+    numbers = {wnid: number for number, wnid in leaves.values()}
+    numbers |= {wnid: len(numbers) + number for number, wnid in enumerate(_ABOVE, start=1)}
+    rows = [(number, wnid, name, 0, [], 0, PER_CLASS["train"]) for name, (number, wnid) in leaves.items()]
+    for wnid, (words, below) in _ABOVE.items():
+        children = [numbers[leaves[child][1] if child in leaves else child] for child in below]
+        height = 2 if wnid == "n00001740" else 1
+        rows.append((numbers[wnid], wnid, words, len(children), children, height, 0))
+    return _mat_file(rows)
+
+
+def _mat_file(rows: list[tuple[int, str, str, int, list[int], int, int]]) -> bytes:
+    fields = (
+        "ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images",
+    )  # fmt: skip
+    table = np.empty((len(rows), 1), dtype=[(field, object) for field in fields])
+    for place, (number, wnid, words, count, children, height, images) in enumerate(rows):
+        children_row = np.array([children], dtype=np.float64).reshape(1, -1)
+        table[place, 0] = (number, wnid, words, words, count, children_row, height, images)
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"synsets": table})
+    content = buffer.getvalue()
+    # The first 116 bytes are free text, in which scipy writes the time of day.
+    return b"MATLAB 5.0 MAT-file, made by drifting_core".ljust(116) + content[116:]
+
+
+def jpeg(image: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+    return buffer.getvalue()
+
+
+def tar_of(files: list[tuple[str, bytes]]) -> bytes:
+    """A GNU tar of (name, content) pairs; owner and times are zero, so that equal files give equal bytes."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()

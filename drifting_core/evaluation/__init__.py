@@ -1,0 +1,1 @@
+"""Room of drifting_core: see docs/architecture.md."""

@@ -1,0 +1,130 @@
+"""What every job has in common: its command line, its log, its exit code, its progress.
+
+A script of workflow_scripts is `main(argv)` plus `raise SystemExit(run(main))`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from drifting_core.faults import CALL_AGAIN, Fault, Stopped
+
+log = logging.getLogger("drifting")
+
+
+def parser(description: str | None, *, example: str = "") -> argparse.ArgumentParser:
+    """Argument parser with what all jobs take: `--log FILE` and `--threads N`."""
+    made = argparse.ArgumentParser(
+        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--log", type=Path, help="also write the log to this file")
+    made.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    return made
+
+
+def start(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, open the log, and begin it with the command that repeats this job."""
+    arguments = made.parse_args(argv)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if arguments.log:
+        arguments.log.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(arguments.log, mode="w"))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
+    log.setLevel(logging.INFO)
+    logging.getLogger("drifting_core").setLevel(logging.INFO)
+    if arguments.log:
+        command = shlex.join([sys.executable, *sys.argv])
+        handlers[-1].handle(log.makeRecord(log.name, logging.INFO, "", 0, command, (), None))
+    # Thread pools read these when numpy and torch are imported, which happens after this line.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(arguments.threads)
+    return arguments
+
+
+def json_argument(text: str) -> Any:
+    """A JSON value on the command line, as the rules pass their params."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+
+
+def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
+    """Run a script's main and give its exit code: 0, 75 (call again), 1 (a fault, said in one message)."""
+    try:
+        main(argv)
+    except Stopped as stopped:
+        log.warning("stopped: %s; the same command continues", stopped)
+        return CALL_AGAIN
+    except Fault as fault:
+        log.error("error: %s", fault)
+        return 1
+    except Exception:
+        log.exception("unexpected error")
+        return 1
+    return 0
+
+
+class StopRequest:
+    """True once the job should commit and stop: it was signalled, its time is up, or its Snakemake has died.
+
+    SIGTERM, SIGUSR1 and SIGUSR2 are caught (the latter two are what SLURM sends before a limit).
+    """
+
+    def __init__(self, max_seconds: float | None = None) -> None:
+        self.reason = ""
+        self._parent = os.getppid()
+        self._deadline = time.monotonic() + max_seconds if max_seconds else None
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = f"signal {signal.Signals(number).name}"
+
+    def __bool__(self) -> bool:
+        if os.getppid() != self._parent:
+            self.reason = "the process that started this job has died"
+        if self._deadline and time.monotonic() > self._deadline:
+            self.reason = "the time limit is near"
+        return bool(self.reason)
+
+
+class Progress:
+    """Says how far a long job is: every 2 s on a terminal, every 30 s in a batch log."""
+
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "steps") -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self._first = self._done = done
+        self._began = self._said = time.monotonic()
+        self._interval = 2.0 if sys.stderr.isatty() else 30.0
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._said < self._interval and self._done < self.total:
+            return
+        self._said = now
+        rate = (self._done - self._first) / max(now - self._began, 1e-9)
+        left = (self.total - self._done) / rate
+        log.info(
+            "%s: %d of %d %s, %.3g a second, %s left%s",
+            self.label, self._done, self.total, self.unit, rate, duration(left), f", {note}" if note else "",
+        )  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1:02:05'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,150 @@
+"""Where things lie below results/, and which configuration a path belongs to.
+
+The Snakefile's functions: light, no arithmetic beyond what names folders. Every path of a run, of its data or of its
+evaluations follows from a configuration, so the whole DAG is known before anything runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from drifting_core import config as settings
+from drifting_core.config import Configuration
+from drifting_core.faults import Fault
+
+
+class Layout:
+    """Paths below one results root, for the active configuration and for runs that left theirs there."""
+
+    def __init__(self, active: Configuration) -> None:
+        self.active = active
+        self.root = active.results
+        self._stored: list[Configuration] | None = None
+
+    def find(self, stage: str, key: str) -> Configuration:
+        """The configuration whose `stage` folder is named `key`. Raises Fault when none is known."""
+        if self.active.key(stage) == key:
+            return self.active
+        for stored in self._runs():
+            if stored.key(stage) == key:
+                return stored
+        raise Fault(
+            f"no known configuration has the {stage} '{key}': the active one has '{self.active.key(stage)}', and no "
+            f"run below {self.root}/runs has it; give the configuration that made it with --configfile"
+        )
+
+    def _runs(self) -> list[Configuration]:
+        if self._stored is None:
+            records = sorted(Path(self.root).glob("runs/*/config.json"))
+            self._stored = [settings.load(json.loads(path.read_text())["values"], str(path)) for path in records]
+        return self._stored
+
+    def slice(self, stage: str, key: str, *paths: str) -> str:
+        """JSON of a slice of the configuration that owns `key`; without `paths`, of everything the stage depends on."""
+        owner = self.find(stage, key)
+        return _json(owner.slice(*paths) if paths else owner.stage_slice(stage))
+
+    # --- folders of the stages ---------------------------------------------------------------------------------------
+
+    def folder(self, stage: str, owner: Configuration | None = None) -> str:
+        """Folder of a stage for its owner (by default the active configuration)."""
+        parents = {
+            "data": "data",
+            "tokenizer": "tokenizer",
+            "network": "features",
+            "reference": "reference",
+            "encoder": "encoders",
+            "run": "runs",
+            "bundle": "bundles",
+        }
+        key = (owner or self.active).key("run" if stage == "bundle" else stage)
+        return f"{self.root}/{parents[stage]}/{key}"
+
+    def of(self, stage: str, key: str, wanted: str, rest: str) -> str:
+        """A file of the stage `wanted`, as needed by the one that has `key` as its folder of `stage`."""
+        return f"{self.folder(wanted, self.find(stage, key))}/{rest}"
+
+    def index_of(self, stage: str, key: str) -> list[str]:
+        """The data's index where the stage needs one: published tokenizers and networks need none."""
+        owner = self.find(stage, key)
+        trained = {"tokenizer": owner.tokenizer.source == "trained", "network": bool(owner.evaluation.network.classifier)}
+        return [f"{self.folder('data', owner)}/index.json"] if trained[stage] else []
+
+    def packed_of(self, data: str) -> list[str]:
+        """What makes the archives first, where the configuration says that they are made."""
+        owner = self.find("data", data)
+        return [f"{self.root}/archives/{owner.data.pack}/packed.json"] if owner.data.pack else []
+
+    def shards(self, data: str, split: str) -> list[str]:
+        owner = self.find("data", data)
+        count = {"train": owner.data.latents.shards_train, "val": owner.data.latents.shards_val}[split]
+        return [f"{self.folder('data', owner)}/latents/{split}/shard_{shard}.json" for shard in range(count)]
+
+    # --- a run -------------------------------------------------------------------------------------------------------
+
+    def export(self, run: str, step: int) -> str:
+        return f"{self.root}/runs/{run}/exports/step_{step}/metadata.json"
+
+    def slice_before(self, run: str, step: int) -> list[str]:
+        """The export that a slice continues from: the milestone before it (none for the untrained network)."""
+        earlier = [milestone for milestone in self.find("run", run).training.milestones if milestone < step]
+        return [self.export(run, earlier[-1])] if earlier else []
+
+    def metrics(self, run: str, step: int, alpha: float, seed: int, samples: int) -> str:
+        return f"{self.root}/runs/{run}/eval/step_{step}/alpha_{alpha:g}/seed_{seed}/n_{samples}/metrics.json"
+
+    def table(self, run: str, name: str) -> list[str]:
+        """The evaluations that a table of the run is made of: curve, last_k, alpha_sweep or claim."""
+        owner = self.find("run", run)
+        selection, milestones = owner.evaluation.selection, owner.training.milestones
+        if name == "claim":
+            return [f"{self.root}/runs/{run}/claim/seed_{seed}/metrics.json" for seed in owner.evaluation.report.seeds]
+        steps = {
+            "curve": milestones if selection.curve else milestones[-selection.last_k :],
+            "last_k": milestones[-selection.last_k :],
+            "alpha_sweep": milestones[-1:],
+        }[name]
+        alphas = selection.alphas if name == "alpha_sweep" else (selection.alpha,)
+        return [
+            self.metrics(run, step, alpha, seed, selection.samples)
+            for step in steps
+            for alpha in alphas
+            for seed in selection.seeds
+        ]
+
+    def candidates(self, run: str) -> list[str]:
+        """Exports that the recommendation may choose."""
+        owner = self.find("run", run)
+        return [self.export(run, step) for step in owner.training.milestones[-owner.evaluation.selection.last_k :]]
+
+    def claim_samples(self, run: str) -> str:
+        """The samples that the neighbour audit looks at: those of the first report seed."""
+        return f"{self.root}/runs/{run}/claim/seed_{self.find('run', run).evaluation.report.seeds[0]}/samples/manifest.json"
+
+    def bundle_slice(self, run: str) -> str:
+        """JSON of the whole identity of a run and its evaluation."""
+        return _json(self.find("run", run).stage_slice("bundle"))
+
+    @property
+    def pack_slice(self) -> str:
+        """JSON of what the packed archives depend on."""
+        return _json(self.active.slice("data"))
+
+    def set_environment(self, workflow: str) -> None:
+        """Set what the rules' shell commands read from the environment and not from params.
+
+        Where the code lies and how work is done (threads, intervals, horizon) are no reasons to do it again, and every
+        param is. `python` is the interpreter of Snakemake unless --sdm puts another one in front.
+        """
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        os.environ["WORKFLOW_SCRIPTS"] = f"{workflow}/workflow_scripts"
+        os.environ["OPERATIONS"] = _json(settings.operations(self.active))
+        os.environ["CONFIGURATION"] = _json(self.active.model_dump(mode="json"))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)

@@ -1,0 +1,64 @@
+"""Exports: the weights that later stages read (architecture.md, decision 2).
+
+`model.safetensors` holds the EMA weights, `metadata.json` (artifacts.Export) says what they are and is written last.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from drifting_core.artifacts import Export, LatentContract, publish, records
+from drifting_core.faults import Fault
+from drifting_core.models.generator import Generator
+from drifting_core.models.mae import LatentEncoder
+from drifting_core.provenance import code_version
+
+WEIGHTS = "model.safetensors"
+_NETWORKS: dict[str, type[nn.Module]] = {"encoder": LatentEncoder, "generator": Generator}
+
+
+def write_export(
+    metadata: Path,
+    network: Literal["encoder", "generator"],
+    weights: dict[str, Tensor],
+    architecture: dict[str, Any],
+    *,
+    step: int,
+    ema_decay: float,
+    latents: LatentContract,
+    configuration: str,
+    inputs: dict[str, str],
+) -> None:
+    """Publish `weights` (EMA, by parameter name) beside `metadata`, then `metadata`."""
+    with publish(metadata.parent / WEIGHTS) as scratch:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        safetensors.torch.save_file(tensors, scratch)
+    Export(
+        configuration=configuration,
+        code=code_version(),
+        inputs=inputs,
+        files=records(metadata.parent, [WEIGHTS]),
+        network=network,
+        step=step,
+        ema_decay=ema_decay,
+        architecture=architecture,
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        latents=latents,
+    ).write(metadata)
+
+
+def load_export(metadata: Path, network: Literal["encoder", "generator"]) -> tuple[nn.Module, Export]:
+    """The exported network in eval mode, its weights frozen. Raises Fault when it is another kind or was changed."""
+    export = Export.read(metadata)
+    if export.network != network:
+        raise Fault(f"{metadata}: holds the weights of a {export.network}, expected a {network}")
+    export.verify(metadata.parent)
+    with torch.device("meta"):
+        module = _NETWORKS[network](**export.architecture)
+    module.load_state_dict(safetensors.torch.load_file(metadata.parent / WEIGHTS), assign=True)
+    return module.eval().requires_grad_(False), export

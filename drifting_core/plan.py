@@ -1,0 +1,179 @@
+"""What a configuration will cost: arithmetic, GPU-hours and disk, before anything runs. Light.
+
+Multiply-adds (MACs) follow from the architectures (protocol 2.1, 3, 4.3); rates from config/rates.yaml. One MAC is two
+floating-point operations. Stages that a configuration gives to the CPU are left out of the GPU-hours.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from drifting_core.config import Configuration
+
+RATES = Path(__file__).resolve().parent.parent / "config" / "rates.yaml"
+
+
+class Cost(NamedTuple):
+    """Operations of one stage, and where they run."""
+
+    stage: str
+    macs: float
+    rate: str  # key of effective_tflops
+    gpus: int
+
+
+class Space(NamedTuple):
+    """Bytes that one kind of file takes at the end of a run."""
+
+    what: str
+    bytes: float
+
+
+def generator_macs(config: Configuration) -> float:
+    """Multiply-adds of one generated latent (protocol section 3: 24.5e9 for B/2, 86.4e9 for L/2)."""
+    model, hidden = config.generator, config.generator.hidden_size
+    patches = (config.latent_size // model.patch_size) ** 2
+    tokens = patches + model.in_context_tokens
+    linear = tokens * (4 * hidden**2 + 3 * hidden * _swiglu_width(hidden)) + 6 * model.cond_dim * hidden
+    attention = 2 * tokens**2 * hidden
+    ends = 2 * patches * hidden * model.patch_size**2 * config.tokenizer.channels
+    return model.depth * (linear + attention) + ends
+
+
+def generator_parameters(config: Configuration) -> float:
+    """Weights of the generator, without its smallest vectors."""
+    model, hidden = config.generator, config.generator.hidden_size
+    block = 4 * hidden**2 + 3 * hidden * _swiglu_width(hidden) + 6 * model.cond_dim * hidden
+    tables = config.data.expected.classes + model.style_tables * model.style_entries
+    return model.depth * block + tables * model.cond_dim + 4 * model.cond_dim**2
+
+
+def _swiglu_width(hidden: int) -> int:
+    return 32 * math.ceil(int(8 / 3 * hidden) / 32)
+
+
+def _encoder_convolutions(config: Configuration) -> list[tuple[int, int]]:
+    """(weights, side of the output map) of every convolution of the encoder."""
+    encoder = config.encoder
+    side = config.latent_size // encoder.input_patch_size
+    before = config.tokenizer.channels * encoder.input_patch_size**2
+    convolutions = [(9 * before * encoder.base_width, side)]
+    before = encoder.base_width
+    for stage, count in enumerate(encoder.blocks):
+        width = encoder.base_width * 2**stage
+        side = side if stage == 0 else side // 2
+        for block in range(count):
+            convolutions += [(9 * (before if block == 0 else width) * width, side), (9 * width**2, side)]
+            if block == 0 and before != width:
+                convolutions.append((before * width, side))
+        before = width
+    return convolutions
+
+
+def _decoder_convolutions(config: Configuration) -> list[tuple[int, int]]:
+    width, side = config.encoder.base_width, config.latent_size // config.encoder.input_patch_size
+    convolutions = [(9 * (8 * width) ** 2, max(side // 8, 1))]
+    for up, skip, at in ((8, 4, side // 4), (4, 2, side // 2), (2, 1, side), (1, 1, side)):
+        convolutions += [(9 * (up + skip) * skip * width**2, max(at, 1)), (9 * (skip * width) ** 2, max(at, 1))]
+    return convolutions
+
+
+def encoder_macs(config: Configuration) -> float:
+    """Multiply-adds of one latent through the encoder (18.5e9 at width 256, 115.8e9 at 640)."""
+    return sum(weights * side**2 for weights, side in _encoder_convolutions(config))
+
+
+def decoder_macs(config: Configuration) -> float:
+    """Multiply-adds of the latent-MAE's decoder (9.7e9 at width 256, 60.4e9 at 640)."""
+    return sum(weights * side**2 for weights, side in _decoder_convolutions(config))
+
+
+def step_macs(config: Configuration) -> float:
+    """Multiply-adds of one generator step (protocol 4.3); a second forward pass where the step is cut into parts."""
+    objective = config.objective
+    generated = objective.classes_per_step * objective.generated_per_class
+    real = objective.classes_per_step * (objective.positives_per_class + objective.unconditional_per_class)
+    again = 0 if config.training.micro_batches == 1 else 1
+    encoder = encoder_macs(config) if objective.encoder_features else 0.0
+    return generated * ((3 + again) * generator_macs(config) + (2 + again) * encoder) + real * encoder
+
+
+def evaluations(config: Configuration) -> tuple[int, int]:
+    """(evaluations, generated images in all of them)."""
+    selection, report = config.evaluation.selection, config.evaluation.report
+    milestones = config.training.milestones
+    steps = len(milestones) if selection.curve else selection.last_k
+    sweep = len([alpha for alpha in selection.alphas if alpha != selection.alpha])
+    chosen = (steps + sweep) * len(selection.seeds)
+    return chosen + len(report.seeds), chosen * selection.samples + len(report.seeds) * report.samples
+
+
+def costs(config: Configuration, rates: dict[str, Any]) -> list[Cost]:
+    """Operations by stage."""
+    pixels = (config.data.image_size / 256) ** 2
+    encode, decode = (rates["tokenizer_gmac"][way]["value"] * 1e9 * pixels for way in ("encode", "decode"))
+    inception = rates["inception_gmac"]["value"] * 1e9
+    images = config.data.expected.train_images + config.data.expected.val_images
+    latents, encoder, training, evaluation = config.data.latents, config.encoder, config.training, config.evaluation
+    seen = encoder.training.batch * encoder.training.steps
+    online = seen * encode if encoder.augmentation == "online" else 0.0
+    _, generated = evaluations(config)
+    mae = 3 * (encoder_macs(config) + decoder_macs(config)) * seen
+    return [
+        Cost("encode latents", images * latents.views * encode, "tokenizer", latents.resources.gpus),
+        Cost("reference statistics", images * inception, "tokenizer", evaluation.network.resources.gpus),
+        Cost("latent-MAE", mae, "training", encoder.resources.gpus),
+        Cost("latent-MAE: crops encoded in the loop", online, "tokenizer", encoder.resources.gpus),
+        Cost("generator", step_macs(config) * training.steps, "training", training.resources.gpus),
+        Cost("sampling and evaluation", generated * (decode + inception), "tokenizer", evaluation.resources.gpus),
+    ]
+
+
+def gpu_hours(cost: Cost, rates: dict[str, Any]) -> float:
+    return 2 * cost.macs / (rates["effective_tflops"][cost.rate]["value"] * 1e12) / 3600 if cost.gpus else 0.0
+
+
+def disk(config: Configuration) -> list[Space]:
+    """What a finished run leaves, with every milestone's export and sample set kept."""
+    latent = config.tokenizer.channels * config.latent_size**2
+    number = {"float16": 2, "float32": 4}[config.data.latents.dtype]
+    images = config.data.expected.train_images + config.data.expected.val_images
+    width = 2048 if config.evaluation.network.kind == "inception" else 64
+    generator = 4 * generator_parameters(config)
+    encoder = 4 * sum(weights for weights, _ in _encoder_convolutions(config))
+    mae = encoder + 4 * sum(weights for weights, _ in _decoder_convolutions(config))
+    _, generated = evaluations(config)
+    return [
+        Space("latents", images * config.data.latents.views * latent * number),
+        Space("feature cache of the real images", config.data.expected.train_images * width * 2),
+        Space("latent-MAE: two states and the export", 2 * 4 * mae + encoder),
+        Space("generator: two states", 2 * 4 * generator),
+        Space("generator: exports", len(config.training.milestones) * generator),
+        Space("generated latents", generated * latent * 2),
+    ]
+
+
+def read_rates(path: Path = RATES) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+def report(config: Configuration, jobs: dict[str, int]) -> str:
+    """The plan as text: `jobs` by rule (from snakemake -n), GPU-hours by stage, disk."""
+    rates = read_rates()
+    lines = [f"plan of {config.name} ({config.key('run')})", "", "jobs that would run"]
+    lines += [f"  {rule:<28}{count:>6}" for rule, count in jobs.items()] or ["  none: everything is there"]
+    assumed = rates["effective_tflops"]["training"]
+    lines += ["", f"GPU-hours on {rates['device']} at {assumed['value']} TFLOP/s in training ({assumed['source']})"]
+    hours = [(cost.stage, gpu_hours(cost, rates)) for cost in costs(config, rates)]
+    lines += [f"  {stage:<40}{value:>10,.1f}" for stage, value in [*hours, ("all", sum(h for _, h in hours))]]
+    spaces = disk(config)
+    lines += ["", "disk in GB (10^9 bytes) when done"]
+    lines += [f"  {space.what:<40}{space.bytes / 1e9:>10,.2f}" for space in spaces]
+    lines += [f"  {'all':<40}{sum(space.bytes for space in spaces) / 1e9:>10,.2f}"]
+    if not any(cost.gpus for cost in costs(config, rates)):
+        lines += ["", "this configuration asks for no GPU: every job computes on the CPU"]
+    return "\n".join(lines)

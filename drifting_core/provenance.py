@@ -1,0 +1,55 @@
+"""Who, what, when, with which code, packages and hardware."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from drifting_core import __version__
+
+PACKAGES = ("torch", "diffusers", "h5py", "numpy", "scipy", "pydantic", "safetensors", "snakemake", "pillow")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@functools.cache
+def code_version() -> str:
+    """Package version, with the commit (and `+changes`) when run from a git checkout."""
+    if not (ROOT / ".git").exists():
+        return __version__
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    return f"{__version__}+{commit or 'no_commit'}{'.changes' if changes else ''}"
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def environment() -> dict[str, Any]:
+    """Python, packages and hardware of this process (the content of env_snapshot.json)."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "packages": {name: _version_of(name) for name in PACKAGES},
+    }
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,54 @@
+# Everything that a reader needs to check the numbers, in one folder; and the pointer to the active configuration's.
+
+
+rule make_bundle:
+    input:
+        run=f"{RESULTS}/runs/{{run}}/config.json",
+        archives=file_of("run", "data", "archives.json"),
+        index=file_of("run", "data", "index.json"),
+        latents_train=file_of("run", "data", "latents/train/manifest.json"),
+        latents_val=file_of("run", "data", "latents/val/manifest.json"),
+        verify_train=file_of("run", "data", "verify_train.json"),
+        verify_val=file_of("run", "data", "verify_val.json"),
+        tokenizer=file_of("run", "tokenizer", "manifest.json"),
+        network=file_of("run", "network", "manifest.json"),
+        reference=file_of("run", "reference", "manifest.json"),
+        encoder=file_of("run", "encoder", "export/metadata.json"),
+        curve=f"{RESULTS}/runs/{{run}}/tables/curve.json",
+        last_k=f"{RESULTS}/runs/{{run}}/tables/last_k.json",
+        alpha_sweep=f"{RESULTS}/runs/{{run}}/tables/alpha_sweep.json",
+        recommendation=f"{RESULTS}/runs/{{run}}/recommendation.json",
+        claim=f"{RESULTS}/runs/{{run}}/tables/claim.json",
+        claim_metrics=lambda wildcards: LAYOUT.table(wildcards.run, "claim"),
+        neighbours=f"{RESULTS}/runs/{{run}}/neighbours/neighbours.json",
+        exports=lambda wildcards: LAYOUT.candidates(wildcards.run),
+    output:
+        f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
+    log:
+        f"{LOGS}/{{run}}/make_bundle.log",
+    conda:
+        "../envs/drifting.yaml"
+    resources:
+        mem_mb=ACTIVE.evaluation.resources.memory_mb,
+        runtime=60,
+    params:
+        config=lambda wildcards: LAYOUT.bundle_slice(wildcards.run),
+        inputs=lambda wildcards, input: [
+            f"{role}={path}" for role, path in named(input)
+        ],
+    shell:
+        'exec python $WORKFLOW_SCRIPTS/make_bundle.py --config {params.config:q} --operations "$OPERATIONS"'
+        " --run {wildcards.run} --inputs {params.inputs} --output {output} --log {log}"
+
+
+rule claim_bundle:
+    input:
+        bundle=f"{LAYOUT.folder('bundle')}/claim_bundle.done",
+    output:
+        f"{RESULTS}/claim_bundle.done",
+    log:
+        f"{LOGS}/claim_bundle.log",
+    conda:
+        "../envs/drifting.yaml"
+    shell:
+        "exec python $WORKFLOW_SCRIPTS/point_claim.py --bundle {input.bundle} --output {output} --log {log}"

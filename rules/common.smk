@@ -1,0 +1,73 @@
+# Paths and resources; everything is decided in drifting_core/layout.py.
+import signal
+
+from snakemake.exceptions import WorkflowError
+
+from drifting_core import config as settings
+from drifting_core.faults import Fault
+from drifting_core.layout import Layout
+
+# A signal sent to the process group is for the jobs, which commit and stop; Snakemake itself must survive it.
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+try:
+    LAYOUT = Layout(settings.load(config))
+except Fault as fault:
+    raise WorkflowError(str(fault)) from None
+
+ACTIVE = LAYOUT.active
+RESULTS = ACTIVE.results
+LOGS = f"{RESULTS}/logs"
+
+# Every cluster job parses this file, so its shell command finds the same environment there.
+LAYOUT.set_environment(workflow.basedir)
+
+
+def resources_of(section):
+    """Keyword arguments for `resources:` from a Resources section."""
+    return {
+        "gpu": section.gpus,
+        "mem_mb": section.memory_mb,
+        "runtime": section.runtime_minutes,
+    }
+
+
+def owned(stage, *paths):
+    """Params function: JSON of the configuration slice that the wildcard named `stage` stands for."""
+
+    def of_wildcards(wildcards):
+        return LAYOUT.slice(stage, wildcards[stage], *paths)
+
+    return of_wildcards
+
+
+def file_of(stage, wanted, rest):
+    """Input function: a file of another stage, found through the wildcard named `stage`."""
+
+    def of_wildcards(wildcards):
+        return LAYOUT.of(stage, wildcards[stage], wanted, rest.format(**wildcards))
+
+    return of_wildcards
+
+
+def named(inputs):
+    """(role, path) of every input of a job, lists taken apart."""
+    for role, paths in inputs.items():
+        for path in [paths] if isinstance(paths, str) else paths:
+            yield role, path
+
+
+wildcard_constraints:
+    data="[a-z0-9_]+-[0-9a-f]{8}",
+    tokenizer="[a-z0-9_]+-[0-9a-f]{8}",
+    network="[a-z0-9_]+-[0-9a-f]{8}",
+    reference="[a-z0-9_]+-[0-9a-f]{8}",
+    encoder="[a-z0-9_]+-[0-9a-f]{8}",
+    run="[a-z0-9_]+-[0-9a-f]{8}",
+    split="train|val",
+    shard=r"\d+",
+    step=r"\d+",
+    alpha=r"[0-9]+(\.[0-9]+)?",
+    seed=r"\d+",
+    n=r"\d+",
+    table="curve|last_k|alpha_sweep|claim",

@@ -1,0 +1,61 @@
+# Any evaluation of a run by its name: export (step), guidance (alpha), seed and number of samples.
+
+
+rule sample:
+    input:
+        export=f"{RESULTS}/runs/{{run}}/exports/step_{{step}}/metadata.json",
+    output:
+        f"{RESULTS}/runs/{{run}}/samples/step_{{step}}/alpha_{{alpha}}/seed_{{seed}}/n_{{n}}/manifest.json",
+    log:
+        f"{LOGS}/{{run}}/sample_{{step}}_{{alpha}}_{{seed}}_{{n}}.log",
+    conda:
+        "../envs/drifting.yaml"
+    threads: ACTIVE.evaluation.resources.threads
+    resources:
+        **resources_of(ACTIVE.evaluation.resources),
+    params:
+        config=owned("run", "evaluation.sampling"),
+    shell:
+        'exec python $WORKFLOW_SCRIPTS/sample.py --config {params.config:q} --operations "$OPERATIONS"'
+        " --export {input.export} --alpha {wildcards.alpha} --seed {wildcards.seed} --samples {wildcards.n}"
+        " --output {output} --threads {threads} --log {log}"
+
+
+rule evaluate:
+    input:
+        samples=f"{RESULTS}/runs/{{run}}/samples/step_{{step}}/alpha_{{alpha}}/seed_{{seed}}/n_{{n}}/manifest.json",
+        tokenizer=file_of("run", "tokenizer", "manifest.json"),
+        network=file_of("run", "network", "manifest.json"),
+        reference=file_of("run", "reference", "manifest.json"),
+    output:
+        f"{RESULTS}/runs/{{run}}/eval/step_{{step}}/alpha_{{alpha}}/seed_{{seed}}/n_{{n}}/metrics.json",
+    log:
+        f"{LOGS}/{{run}}/evaluate_{{step}}_{{alpha}}_{{seed}}_{{n}}.log",
+    conda:
+        "../envs/drifting.yaml"
+    threads: ACTIVE.evaluation.resources.threads
+    resources:
+        **resources_of(ACTIVE.evaluation.resources),
+    params:
+        config=owned("run", "evaluation.contract"),
+    shell:
+        'exec python $WORKFLOW_SCRIPTS/evaluate.py --config {params.config:q} --operations "$OPERATIONS"'
+        " --samples {input.samples} --tokenizer {input.tokenizer} --network {input.network}"
+        " --reference {input.reference} --output {output} --threads {threads} --log {log}"
+
+
+rule tabulate:
+    input:
+        metrics=lambda wildcards: LAYOUT.table(wildcards.run, wildcards.table),
+    output:
+        f"{RESULTS}/runs/{{run}}/tables/{{table}}.json",
+    log:
+        f"{LOGS}/{{run}}/tabulate_{{table}}.log",
+    conda:
+        "../envs/drifting.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    shell:
+        "exec python $WORKFLOW_SCRIPTS/tabulate.py --title {wildcards.table} --metrics {input.metrics}"
+        " --output {output} --log {log}"

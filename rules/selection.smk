@@ -1,0 +1,81 @@
+# Choosing on selection seeds, reporting on fresh ones: the claim set is drawn at the recommended export and guidance.
+
+
+rule recommend:
+    input:
+        last_k=f"{RESULTS}/runs/{{run}}/tables/last_k.json",
+        sweep=f"{RESULTS}/runs/{{run}}/tables/alpha_sweep.json",
+    output:
+        f"{RESULTS}/runs/{{run}}/recommendation.json",
+    log:
+        f"{LOGS}/{{run}}/recommend.log",
+    conda:
+        "../envs/drifting.yaml"
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        config=owned("run", "evaluation.selection"),
+    shell:
+        'exec python $WORKFLOW_SCRIPTS/recommend.py --config {params.config:q} --operations "$OPERATIONS"'
+        " --last-k {input.last_k} --sweep {input.sweep} --output {output} --log {log}"
+
+
+rule sample_claim:
+    input:
+        recommendation=f"{RESULTS}/runs/{{run}}/recommendation.json",
+        exports=lambda wildcards: LAYOUT.candidates(wildcards.run),
+    output:
+        f"{RESULTS}/runs/{{run}}/claim/seed_{{seed}}/samples/manifest.json",
+    log:
+        f"{LOGS}/{{run}}/sample_claim_{{seed}}.log",
+    conda:
+        "../envs/drifting.yaml"
+    threads: ACTIVE.evaluation.resources.threads
+    resources:
+        **resources_of(ACTIVE.evaluation.resources),
+    params:
+        config=owned("run", "evaluation.sampling"),
+        samples=lambda wildcards: LAYOUT.find(
+            "run", wildcards.run
+        ).evaluation.report.samples,
+    shell:
+        'exec python $WORKFLOW_SCRIPTS/sample.py --config {params.config:q} --operations "$OPERATIONS"'
+        " --recommendation {input.recommendation} --exports {input.exports} --seed {wildcards.seed}"
+        " --samples {params.samples} --output {output} --threads {threads} --log {log}"
+
+
+use rule evaluate as evaluate_claim with:
+    input:
+        samples=f"{RESULTS}/runs/{{run}}/claim/seed_{{seed}}/samples/manifest.json",
+        tokenizer=file_of("run", "tokenizer", "manifest.json"),
+        network=file_of("run", "network", "manifest.json"),
+        reference=file_of("run", "reference", "manifest.json"),
+    output:
+        f"{RESULTS}/runs/{{run}}/claim/seed_{{seed}}/metrics.json",
+    log:
+        f"{LOGS}/{{run}}/evaluate_claim_{{seed}}.log",
+
+
+rule audit_neighbours:
+    input:
+        samples=lambda wildcards: LAYOUT.claim_samples(wildcards.run),
+        tokenizer=file_of("run", "tokenizer", "manifest.json"),
+        network=file_of("run", "network", "manifest.json"),
+        reference=file_of("run", "reference", "manifest.json"),
+        index=file_of("run", "data", "index.json"),
+    output:
+        f"{RESULTS}/runs/{{run}}/neighbours/neighbours.json",
+    log:
+        f"{LOGS}/{{run}}/audit_neighbours.log",
+    conda:
+        "../envs/drifting.yaml"
+    threads: ACTIVE.evaluation.resources.threads
+    resources:
+        **resources_of(ACTIVE.evaluation.resources),
+    params:
+        config=owned("run", "evaluation.neighbours", "evaluation.contract"),
+    shell:
+        'exec python $WORKFLOW_SCRIPTS/audit_neighbours.py --config {params.config:q} --operations "$OPERATIONS"'
+        " --samples {input.samples} --tokenizer {input.tokenizer} --network {input.network}"
+        " --reference {input.reference} --index {input.index} --output {output} --threads {threads} --log {log}"

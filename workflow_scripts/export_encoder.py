@@ -1,0 +1,40 @@
+"""Export the encoder of a trained latent-MAE: EMA weights without decoder and classifier.
+
+Example: python workflow_scripts/export_encoder.py --config '{"data": {...}, "tokenizer": {...}, "encoder": {...}}' \\
+           --operations "$OPERATIONS" --trained results/encoders/E/trained.json \\
+           --latents results/data/D/latents/train/manifest.json --output results/encoders/E/export/metadata.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the encoder's configuration slice")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--trained", type=Path, required=True, help="trained.json of the encoder")
+    made.add_argument("--latents", type=Path, required=True, help="manifest of the training latents")
+    made.add_argument("--output", type=Path, required=True, help="metadata.json of the export")
+    arguments = start(made, argv)
+
+    from drifting_core.training.runs import export_encoder
+
+    with writer_lease(arguments.output.parent):
+        export_encoder(
+            sections(arguments.config, arguments.operations),
+            configuration=digest(arguments.config),
+            trained=arguments.trained,
+            latents=arguments.latents,
+            output=arguments.output,
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,27 @@
+"""Print what a configuration would run and cost: jobs by rule, GPU-hours, disk. Runs nothing.
+
+Example: python workflow_scripts/plan.py --configfile config/l2.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import load_file
+from drifting_core.heads import planned_jobs
+from drifting_core.jobs import parser, run, start
+from drifting_core.plan import report
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--configfile", type=Path, default=Path("config/demo.yaml"), help="preset")
+    arguments = start(made, argv)
+
+    config = load_file(arguments.configfile)
+    print(report(config, planned_jobs(Path.cwd(), arguments.configfile)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

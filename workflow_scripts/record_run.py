@@ -1,0 +1,30 @@
+"""Write a run's full configuration into its folder, so that its evaluations can be asked for by name later.
+
+Example: python workflow_scripts/record_run.py --config '{"data": {...}, ...}' --values "$CONFIGURATION" \\
+           --output results/runs/demo-6c9be0ad/config.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.artifacts import RunRecord
+from drifting_core.config import digest
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.provenance import code_version
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the run's configuration slice")
+    made.add_argument("--values", type=json_argument, required=True, help="JSON of the whole configuration")
+    made.add_argument("--output", type=Path, required=True, help="config.json of the run's folder")
+    arguments = start(made, argv)
+
+    record = RunRecord(configuration=digest(arguments.config), code=code_version(), values=arguments.values)
+    record.write(arguments.output)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

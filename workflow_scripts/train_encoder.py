@@ -1,0 +1,49 @@
+"""Train the latent-MAE to its last step, from its newest committed state (undeclared, in state/ beside the output).
+
+Example: python workflow_scripts/train_encoder.py --config '{"data": {...}, "tokenizer": {...}, "encoder": {...}}' \\
+           --operations "$OPERATIONS" --latents results/data/D/latents/train/manifest.json \\
+           --verification results/data/D/verify_train.json --tokenizer results/tokenizer/T/manifest.json \\
+           --index results/data/D/index.json --output results/encoders/E/trained.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import StopRequest, json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the encoder's configuration slice")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--latents", type=Path, required=True, help="manifest of the training latents")
+    made.add_argument("--verification", type=Path, required=True, help="their verification")
+    made.add_argument("--tokenizer", type=Path, required=True, help="manifest of the tokenizer (for online crops)")
+    made.add_argument("--index", type=Path, required=True, help="index of the images (for online crops)")
+    made.add_argument("--output", type=Path, required=True, help="trained.json of the encoder's folder")
+    made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this long")
+    arguments = start(made, argv)
+    stop = StopRequest(arguments.max_seconds)
+
+    from drifting_core.training.runs import train_encoder
+
+    with writer_lease(arguments.output.parent):
+        train_encoder(
+            sections(arguments.config, arguments.operations),
+            configuration=digest(arguments.config),
+            latents=arguments.latents,
+            verification=arguments.verification,
+            tokenizer=arguments.tokenizer,
+            index=arguments.index,
+            output=arguments.output,
+            threads=arguments.threads,
+            stop=stop,
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

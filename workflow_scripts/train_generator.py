@@ -1,0 +1,51 @@
+"""Train the drifting generator up to a milestone and export it, from its newest committed state.
+
+Exit code 75 means: stopped as asked, state committed, the same command continues.
+
+Example: python workflow_scripts/train_generator.py --config '{"data": {...}, ..., "training": {...}}' \\
+           --operations "$OPERATIONS" --until 250 --latents results/data/D/latents/train/manifest.json \\
+           --verification results/data/D/verify_train.json --encoder results/encoders/E/export/metadata.json \\
+           --output results/runs/R/exports/step_250/metadata.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import StopRequest, json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the run's configuration slice")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--until", type=int, required=True, help="milestone in steps; 0 exports the untrained network")
+    made.add_argument("--latents", type=Path, required=True, help="manifest of the training latents")
+    made.add_argument("--verification", type=Path, required=True, help="their verification")
+    made.add_argument("--encoder", type=Path, required=True, help="metadata.json of the encoder's export")
+    made.add_argument("--output", type=Path, required=True, help="metadata.json of the export to be made")
+    made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this long")
+    arguments = start(made, argv)
+    stop = StopRequest(arguments.max_seconds)
+
+    from drifting_core.training.runs import train_generator
+
+    with writer_lease(arguments.output.parent.parent.parent):
+        train_generator(
+            sections(arguments.config, arguments.operations),
+            configuration=digest(arguments.config),
+            until=arguments.until,
+            latents=arguments.latents,
+            verification=arguments.verification,
+            encoder=arguments.encoder,
+            output=arguments.output,
+            threads=arguments.threads,
+            stop=stop,
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

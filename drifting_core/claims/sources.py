@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,14 +40,15 @@ Kind = TypeVar("Kind", bound=Artifact)
 
 
 class Source(NamedTuple):
-    """One artifact: its role, its file, its path below results/, its path in the bundle, its hash, its content."""
+    """One JSON: its role, its file, its path below results/, its path in the bundle, its hash, what it says."""
 
     role: str
     path: Path
     below_results: str
     place: str
     sha256: str
-    content: Any
+    json: dict[str, Any]
+    content: Artifact | None  # the same as its model, for the roles that have one
 
 
 class Sources:
@@ -88,11 +89,11 @@ class Sources:
         return [
             {
                 "artifact": source.place,
-                "kind": getattr(source.content, "kind", source.content.get("kind") if _is_json(source) else None),
+                "kind": source.json.get("kind"),
                 "sha256": source.sha256,
-                "configuration": _field(source, "configuration"),
-                "code": _field(source, "code"),
-                "made_from": {role: self._place_of(digest) for role, digest in (_field(source, "inputs") or {}).items()},
+                "configuration": source.json.get("configuration"),
+                "code": source.json.get("code"),
+                "made_from": {role: self._place_of(of) for role, of in source.json.get("inputs", {}).items()},
             }
             for source in sorted(self.all, key=lambda source: source.place)
         ]
@@ -136,35 +137,15 @@ class Sources:
 
 
 def _read(role: str, path: Path, results: Path) -> Source:
-    known = SINGLE | OPTIONAL | MANY
-    content: Any
-    if role in known:
-        content = known[role].read(path)
-    else:
-        try:
-            content = json.loads(path.read_bytes())
-        except (OSError, json.JSONDecodeError) as error:
-            raise Fault(f"{path}: {error}; a bundle takes in JSON files only") from None
+    model = (SINGLE | OPTIONAL | MANY).get(role)
+    content = model.read(path) if model else None
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, json.JSONDecodeError) as error:
+        raise Fault(f"{path}: {error}; a bundle takes in JSON files only") from None
     try:
         below = path.absolute().relative_to(results.absolute()).as_posix()
     except ValueError:
         raise Fault(f"{path}: is not below {results}; a bundle takes in what the workflow made there") from None
     place = f"tables/{role}.json" if role in _IN_TABLES else f"artifacts/{below}"
-    return Source(role, path, below, place, sha256_file(path), content)
-
-
-def _is_json(source: Source) -> bool:
-    return isinstance(source.content, dict)
-
-
-def _field(source: Source, name: str) -> Any:
-    return source.content.get(name) if _is_json(source) else getattr(source.content, name)
-
-
-def rows_by_step(table: MetricsTable) -> Iterator[Mapping[str, Any]]:
-    """One row per step and alpha: that of the smallest seed."""
-    seen = set()
-    for row in sorted(table.rows, key=lambda row: (row["step"], row["alpha"], row["seed"])):
-        if (row["step"], row["alpha"]) not in seen:
-            seen.add((row["step"], row["alpha"]))
-            yield row
+    return Source(role, path, below, place, sha256_file(path), values, content)

@@ -14,11 +14,12 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import scipy.io
@@ -95,9 +96,7 @@ def _check_one(data: config.Data, role: Role) -> ArchiveCheck:
             f"{path} (data.archives.{role}): MD5 {found} ({size} bytes), data.md5.{role} says {expected}; it is another "
             "file or was damaged: copy or download it again"
         )
-    return ArchiveCheck(
-        name=path.name, bytes=size, md5=found, md5_check="matched" if expected else "nothing_to_compare"
-    )
+    return ArchiveCheck(name=path.name, bytes=size, md5=found, md5_check="matched" if expected else "nothing_to_compare")
 
 
 def _md5(path: Path) -> str:
@@ -200,7 +199,7 @@ def read_devkit(path: Path, classes: int) -> Devkit:
             lines = _content(tar, held, "ILSVRC2012_validation_ground_truth.txt", path).split()
         synsets = scipy.io.loadmat(io.BytesIO(mat), squeeze_me=True)["synsets"]
     except (tarfile.TarError, OSError, EOFError, ValueError, KeyError) as error:
-        raise Fault(f"{path} (data.archives.devkit): not an ILSVRC2012 devkit: {error}; copy or download it again") from error
+        raise Fault(f"{path} (data.archives.devkit): no ILSVRC2012 devkit: {error}; copy or download it again") from error
     # Synsets with children are nodes above the classes.
     leaves = [row for row in synsets if int(row["num_children"]) == 0]
     if len(leaves) != classes:
@@ -273,17 +272,14 @@ def _val_label(name: str, path: Path, devkit: Devkit) -> int:
     return int(devkit.truth[int(matched[1]) - 1])
 
 
-class _opened:
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
     """A read-only file descriptor that is closed at the end of the block."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-
-    def __enter__(self) -> int:
-        return self._descriptor
-
-    def __exit__(self, *_: Any) -> None:
-        os.close(self._descriptor)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _base(name: str) -> str:

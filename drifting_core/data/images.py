@@ -132,9 +132,7 @@ def centre_crop_of(reader: Reader, row: int, size: int) -> NDArray[np.uint8]:
     return pixels(centre_crop(decode_rgb(reader.read(row), reader.names[row]), size))
 
 
-def in_order(
-    rows: Sequence[int], make: Callable[[int], Made], threads: int, ahead: int = 256
-) -> Iterator[tuple[int, Made]]:
+def in_order(rows: Sequence[int], make: Callable[[int], Made], threads: int, ahead: int = 256) -> Iterator[tuple[int, Made]]:
     """(row, make(row)) in the order of `rows`, made by a thread pool up to `ahead` rows early (Pillow frees the lock).
 
     A caller that computes between two items (the tokenizer) overlaps with the decoding.

@@ -60,7 +60,7 @@ def write_shard(
 
     The file is laid out in memory and written with one plain write: libhdf5 crashes when the disk fills up.
     """
-    with h5py.File("shard", "w", driver="core", backing_store=False, libver=("earliest", "v110")) as file:
+    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         _fill(file, latents, labels, ids, chunk_rows)
         file.attrs["contract"] = contract.model_dump_json()
         file.attrs["layout"] = "latents: (rows, views, channels, height, width); row i of all datasets is one image"
@@ -91,8 +91,9 @@ def combine(
     rejected than data.max_rejects tolerates.
     """
     parts = [LatentShard.read(path) for path in shards]
-    if [(part.split, part.shard) for part in parts] != [(split, k) for k in range(parts[0].shards)]:
-        raise Fault(f"{output}: found shards {[(p.split, p.shard) for p in parts]}, expected all {parts[0].shards} of {split}")
+    found = [(part.split, part.shard) for part in parts]
+    if found != [(split, shard) for shard in range(parts[0].shards)]:
+        raise Fault(f"{output}: found the shards {found}, expected all {parts[0].shards} of {split}, in order")
     for path, part in zip(shards, parts, strict=True):
         require_same_contract(part.contract, parts[0].contract, str(path), str(shards[0]))
     rejects = [name for part in parts for name in part.rejects]
@@ -182,12 +183,13 @@ class LatentStore:
         self.labels = torch.from_numpy(np.concatenate(labels))
 
     def _map(self, path: Path, dataset: h5py.Dataset) -> _Mapped:
-        count = dataset.id.get_num_chunks()
-        offsets = np.empty(count, np.int64)
         chunk_rows = dataset.chunks[0]
-        for number in range(count):
-            info = dataset.id.get_chunk_info(number)
-            offsets[info.chunk_offset[0] // chunk_rows] = info.byte_offset
+        offsets = np.empty(dataset.id.get_num_chunks(), np.int64)
+
+        def keep(chunk: h5py.h5d.StoreInfo) -> None:
+            offsets[chunk.chunk_offset[0] // chunk_rows] = chunk.byte_offset
+
+        dataset.id.chunk_iter(keep)
         flat = np.memmap(path, np.uint8, "r")
         size = int(np.prod(self.shape)) * self._dtype.itemsize
         # One record begins at every byte; numpy copies whole records, whatever the chunks' alignment is.
@@ -353,9 +355,7 @@ def _require_finite(path: Path, first: int, block: NDArray[np.floating]) -> None
         raise Fault(f"{path}: row {first + int(np.argmin(finite))} holds numbers that are not finite; encode it again")
 
 
-def _require_index(
-    latents: Path, manifest: LatentManifest, table: Table, ids: list[str], labels: NDArray[np.int64]
-) -> None:
+def _require_index(latents: Path, manifest: LatentManifest, table: Table, ids: list[str], labels: NDArray[np.int64]) -> None:
     """Every image of the index is a row or a reject, once, under its label."""
     if len(set(ids)) != len(ids):
         repeated = next(name for name in ids if ids.count(name) > 1)

@@ -87,12 +87,16 @@ def _devkit_tar_gz() -> bytes:
     return gzip.compress(tar_of(files), mtime=0)
 
 
+# ILSVRC2012_ID, wnid, words, number of children, their ids, height, training images
+_Synset = tuple[int, str, str, int, list[int], int, int]
+
+
 def synsets_mat() -> bytes:
     """meta.mat: a struct array of synsets, the leaves (num_children 0) first, as in the ILSVRC2012 devkit."""
     leaves = {name: (number, wnid) for number, (name, wnid) in enumerate(zip(NAMES, WNIDS, strict=True), start=1)}
     numbers = {wnid: number for number, wnid in leaves.values()}
     numbers |= {wnid: len(numbers) + number for number, wnid in enumerate(_ABOVE, start=1)}
-    rows = [(number, wnid, name, 0, [], 0, PER_CLASS["train"]) for name, (number, wnid) in leaves.items()]
+    rows: list[_Synset] = [(number, wnid, name, 0, [], 0, PER_CLASS["train"]) for name, (number, wnid) in leaves.items()]
     for wnid, (words, below) in _ABOVE.items():
         children = [numbers[leaves[child][1] if child in leaves else child] for child in below]
         height = 2 if wnid == "n00001740" else 1
@@ -100,7 +104,7 @@ def synsets_mat() -> bytes:
     return _mat_file(rows)
 
 
-def _mat_file(rows: list[tuple[int, str, str, int, list[int], int, int]]) -> bytes:
+def _mat_file(rows: list[_Synset]) -> bytes:
     fields = (
         "ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images",
     )  # fmt: skip

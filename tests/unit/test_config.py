@@ -1,0 +1,129 @@
+"""The configuration: what is refused and how it is said, what is hashed, what is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drifting_core import config as settings
+from drifting_core.config import Configuration, digest, identity, load, load_file, operations, sections
+from drifting_core.faults import Fault
+
+STAGES = ("data", "tokenizer", "network", "reference", "encoder", "run", "bundle")
+PRESETS = ("demo", "ablation", "b2", "l2")
+
+
+def keys(values: dict[str, Any]) -> dict[str, str]:
+    loaded = load(values)
+    return {stage: digest(loaded.stage_slice(stage)) for stage in STAGES}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_load_and_name_themselves(preset: str, root: Path) -> None:
+    assert load_file(root / "config" / f"{preset}.yaml").name == preset
+
+
+def test_all_problems_are_told_at_once_with_dotted_keys(demo_values: dict[str, Any]) -> None:
+    demo_values["training"]["lerning_rate"] = demo_values["training"].pop("learning_rate")
+    demo_values["data"]["latents"]["compute_batch"] = -3
+    demo_values["evaluatoin"] = {}
+    with pytest.raises(Fault) as caught:
+        load(demo_values)
+    message = str(caught.value)
+    assert "training.lerning_rate: unknown key; did you mean 'learning_rate'?" in message
+    assert "training.learning_rate: missing" in message
+    assert "data.latents.compute_batch: found -3" in message
+    assert "evaluatoin: unknown key; did you mean 'evaluation'?" in message
+
+
+def test_an_unknown_key_with_no_neighbour_lists_the_known_ones(demo_values: dict[str, Any]) -> None:
+    demo_values["objective"]["bank"]["zzz"] = 1
+    with pytest.raises(Fault, match="objective.bank.zzz: unknown key; known keys here: per_class, pushes_per_step"):
+        load(demo_values)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v["training"].update(milestone_every=300), "must be a multiple of milestone_every"),
+        (lambda v: v["evaluation"]["report"].update(seeds=[1]), "a claim needs seeds that chose nothing"),
+        (lambda v: v["tokenizer"].update(source="hub"), "needs the key 'hub'"),
+        (lambda v: v["generator"].update(patch_size=3), "generator.patch_size"),
+        (lambda v: v["evaluation"]["selection"].update(last_k=9), "exceeds the 4 trained milestones"),
+        (lambda v: v["evaluation"]["report"].update(samples=1001), "evaluation.report.samples"),
+        (lambda v: v["objective"]["bank"].update(pushes_per_step=2), "labels come from the pushes"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(demo_values: dict[str, Any], change: Any, said: str) -> None:
+    change(demo_values)
+    with pytest.raises(Fault, match=said):
+        load(demo_values)
+
+
+def test_operations_rename_nothing_and_identity_renames_what_is_below(demo_values: dict[str, Any]) -> None:
+    before = keys(demo_values)
+    for section in ("training", "encoder"):
+        demo_values[section]["resources"] = {"threads": 7, "gpus": 2}
+        demo_values[section]["log_every"] = 3
+    demo_values["training"].update(steps=2000, commit_every=9, micro_batches=5)
+    demo_values["data"]["archives"]["train"] = "elsewhere.tar"
+    demo_values["results"] = "other"
+    assert keys(demo_values) == before
+
+    demo_values["training"]["learning_rate"] = 1e-3
+    after = keys(demo_values)
+    assert {stage for stage in STAGES if after[stage] != before[stage]} == {"run", "bundle"}
+    demo_values["data"]["latents"]["seed"] = 5
+    assert all(keys(demo_values)[stage] != before[stage] for stage in STAGES)
+
+
+def test_a_published_tokenizer_is_shared_by_all_data(root: Path) -> None:
+    ablation, l2 = (load_file(root / "config" / f"{name}.yaml") for name in ("ablation", "l2"))
+    assert ablation.key("tokenizer") == l2.key("tokenizer")
+    assert ablation.key("data") == l2.key("data")
+    assert ablation.key("encoder") != l2.key("encoder")
+
+
+def test_a_field_at_its_default_is_not_hashed(demo_values: dict[str, Any]) -> None:
+    before = keys(demo_values)
+    del demo_values["objective"]["encoder_features"]
+    del demo_values["data"]["latents"]["posterior"]
+    assert keys(demo_values) == before
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_identity_and_operations_make_the_sections_again(preset: str, root: Path) -> None:
+    loaded = load_file(root / "config" / f"{preset}.yaml")
+    paths = [name for name in Configuration.model_fields if name not in ("name", "results")]
+    typed = sections(json.loads(json.dumps(loaded.slice(*paths))), operations(loaded))
+    assert all(typed[path] == getattr(loaded, path) for path in paths)
+
+
+def test_overrides_may_be_strings(demo_values: dict[str, Any]) -> None:
+    demo_values["training"]["steps"] = "2000"
+    demo_values["training"]["learning_rate"] = "1e-4"
+    loaded = load(demo_values)
+    assert loaded.training.steps == 2000
+    assert loaded.training.learning_rate == 1e-4
+
+
+@given(st.dictionaries(st.text(), st.integers() | st.text(), max_size=5), st.randoms())
+def test_digest_does_not_depend_on_key_order(values: dict[str, Any], random: Any) -> None:
+    shuffled = list(values.items())
+    random.shuffle(shuffled)
+    assert digest(values) == digest(dict(shuffled))
+
+
+def test_every_field_is_either_identity_or_operation() -> None:
+    def walk(model: type[settings.Section], path: str) -> None:
+        for name, field in model.model_fields.items():
+            role = (field.json_schema_extra or {}).get("role", "identity")  # type: ignore[union-attr]
+            assert role in ("identity", "operation"), f"{path}.{name}"
+
+    walk(Configuration, "")
+    assert "steps" not in identity(load_file(Path(__file__).parents[2] / "config/demo.yaml").training)

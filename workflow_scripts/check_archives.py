@@ -1,0 +1,36 @@
+"""Check that the three archives are there and are the published ones (MD5).
+
+Reads the archives that data.archives names; --packed only ties them to the job that made them.
+
+Example:
+  python workflow_scripts/check_archives.py --config "$SLICE" --operations "$OPERATIONS" \\
+      --output results/data/photos-0123abcd/archives.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--packed", type=Path, help="packed.json, when the workflow made the archives")
+    made.add_argument("--output", type=Path, required=True, help="archives.json")
+    arguments = start(made, argv)
+
+    from drifting_core.data.archives import check
+
+    data = sections(arguments.config, arguments.operations)["data"]
+    with writer_lease(arguments.output.parent):
+        check(data, arguments.output, digest(arguments.config), arguments.packed)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

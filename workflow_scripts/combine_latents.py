@@ -1,0 +1,39 @@
+"""Tie the shards of a split together: the manifest that LatentStore opens.
+
+Reads the shards' JSON files and the index. Writes the output beside the shards.
+
+Example:
+  python workflow_scripts/combine_latents.py --config "$SLICE" --operations "$OPERATIONS" --split train \\
+      --index results/data/photos-0123abcd/index.json --shards results/data/photos-0123abcd/latents/train/shard_*.json \\
+      --output results/data/photos-0123abcd/latents/train/manifest.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--split", choices=("train", "val"), required=True)
+    made.add_argument("--index", type=Path, required=True, help="index.json")
+    made.add_argument("--shards", type=Path, nargs="+", required=True, help="shard_0.json, shard_1.json, ...")
+    made.add_argument("--output", type=Path, required=True, help="manifest.json")
+    arguments = start(made, argv)
+
+    from drifting_core.data.latents import combine
+
+    data = sections(arguments.config, arguments.operations)["data"]
+    with writer_lease(arguments.output.parent):
+        combine(arguments.split, data, arguments.index, arguments.shards, arguments.output, digest(arguments.config))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

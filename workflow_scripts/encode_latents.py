@@ -1,0 +1,56 @@
+"""Encode one shard of a split: images read by offset, centre crop, mirror, tokenizer, one HDF5 file.
+
+Reads the index, the archive and the tokenizer. Writes shard_K.h5 and the output shard_K.json beside it.
+
+Example:
+  python workflow_scripts/encode_latents.py --config "$SLICE" --operations "$OPERATIONS" --split train --shard 0 \\
+      --index results/data/photos-0123abcd/index.json \\
+      --tokenizer results/tokenizer/trained_photos-0123abcd/manifest.json \\
+      --output results/data/photos-0123abcd/latents/train/shard_0.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--split", choices=("train", "val"), required=True)
+    made.add_argument("--shard", type=int, required=True)
+    made.add_argument("--index", type=Path, required=True, help="index.json")
+    made.add_argument("--tokenizer", type=Path, required=True, help="the tokenizer's manifest.json")
+    made.add_argument("--output", type=Path, required=True, help="shard_K.json")
+    arguments = start(made, argv)
+
+    from drifting_core.data.encoding import encode_shard
+    from drifting_core.devices import device
+    from drifting_core.models.tokenizer import Tokenizer
+
+    data = sections(arguments.config, arguments.operations)["data"]
+    place = device(data.latents.resources.gpus, arguments.threads)
+    # Shards of a split are encoded at the same time: each has its own lease, on the file's stem.
+    with writer_lease(arguments.output.parent / f".{arguments.output.stem}"):
+        tokenizer = Tokenizer.of(arguments.tokenizer, place, data.latents.precision)
+        encode_shard(
+            data,
+            arguments.split,
+            arguments.shard,
+            arguments.index,
+            tokenizer,
+            arguments.tokenizer,
+            arguments.output,
+            digest(arguments.config),
+            arguments.threads,
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,36 @@
+"""Index the archives: class, byte offset and length of every image; counts are compared with data.expected.
+
+Reads the tar headers and the devkit; extracts nothing. Writes index_train.npz, index_val.npz and the output.
+
+Example:
+  python workflow_scripts/index_archives.py --config "$SLICE" --operations "$OPERATIONS" \\
+      --archives results/data/photos-0123abcd/archives.json --output results/data/photos-0123abcd/index.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--archives", type=Path, required=True, help="archives.json")
+    made.add_argument("--output", type=Path, required=True, help="index.json")
+    arguments = start(made, argv)
+
+    from drifting_core.data.archives import index
+
+    data = sections(arguments.config, arguments.operations)["data"]
+    with writer_lease(arguments.output.parent):
+        index(data, arguments.archives, arguments.output, digest(arguments.config), arguments.threads)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

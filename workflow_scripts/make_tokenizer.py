@@ -1,0 +1,47 @@
+"""Bring the tokenizer in place: from the Hugging Face hub, from a local folder, or trained on the training images.
+
+Reads the images behind --index only when tokenizer.source is 'trained'. Writes vae/ and the output beside it.
+
+Example:
+  python workflow_scripts/make_tokenizer.py --config "$SLICE" --operations "$OPERATIONS" \\
+      --index results/data/photos-0123abcd/index.json --output results/tokenizer/trained_photos-0123abcd/manifest.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="slice: tokenizer; or data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--index", type=Path, help="index.json; needed when tokenizer.source is 'trained'")
+    made.add_argument("--output", type=Path, required=True, help="manifest.json")
+    arguments = start(made, argv)
+
+    from drifting_core.devices import device
+    from drifting_core.models.tokenizer_making import obtain
+
+    typed = sections(arguments.config, arguments.operations)
+    section = typed["tokenizer"]
+    place = device(section.resources.gpus, arguments.threads)
+    with writer_lease(arguments.output.parent):
+        obtain(
+            section,
+            typed.get("data"),
+            arguments.index,
+            arguments.output,
+            digest(arguments.config),
+            place,
+            arguments.threads,
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,35 @@
+"""Pack the embedded photos into ILSVRC-shaped archives (training tar of tars, validation tar, devkit tar.gz).
+
+Reads nothing but the package. Writes the three archives where data.archives says, and the output, which lists them.
+
+Example:
+  python workflow_scripts/pack_photos.py --config "$SLICE" --operations "$OPERATIONS" \\
+      --output results/archives/photos/packed.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="slice: data")
+    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--output", type=Path, required=True, help="packed.json")
+    arguments = start(made, argv)
+
+    from drifting_core.data.packing import pack
+
+    data = sections(arguments.config, arguments.operations)["data"]
+    with writer_lease(arguments.output.parent):
+        pack(data.archives, arguments.output, digest(arguments.config))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,40 @@
+"""Verify a split of the latent store in full: hashes, checksums, finite values, ids and labels, moments.
+
+Reads every byte of the shards, and the index. Writes the output when everything holds.
+
+Example:
+  python workflow_scripts/verify_latents.py --config "$SLICE" --operations "$OPERATIONS" \\
+      --index results/data/photos-0123abcd/index.json \\
+      --latents results/data/photos-0123abcd/latents/train/manifest.json \\
+      --output results/data/photos-0123abcd/verify_train.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--index", type=Path, required=True, help="index.json")
+    made.add_argument("--latents", type=Path, required=True, help="the split's manifest.json")
+    made.add_argument("--output", type=Path, required=True, help="verify_<split>.json")
+    arguments = start(made, argv)
+
+    from drifting_core.data.latents import verify
+
+    data = sections(arguments.config, arguments.operations)["data"]
+    # Both splits are verified at the same time: each has its own lease.
+    with writer_lease(arguments.output.parent / f".{arguments.output.stem}"):
+        verify(data, arguments.index, arguments.latents, arguments.output, digest(arguments.config))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -431,11 +431,15 @@ def _misfits(config: Configuration) -> list[str]:
     must_divide(config.latent_size, config.generator.patch_size, "generator.patch_size and the latent's side")
     must_divide(config.latent_size, config.encoder.input_patch_size, "encoder.input_patch_size and the latent's side")
     must_divide(config.generator.hidden_size, config.generator.num_heads, "generator.num_heads and hidden_size")
-    must_divide(config.objective.classes_per_step, config.training.micro_batches, "training.micro_batches and classes_per_step")
+    must_divide(
+        config.objective.classes_per_step, config.training.micro_batches, "training.micro_batches and classes_per_step"
+    )
     latents = config.data.latents
     must_divide(latents.chunk_rows * latents.views, latents.compute_batch, "data.latents.compute_batch and a chunk's images")
     if config.objective.bank.pushes_per_step < config.objective.classes_per_step:
-        problems.append("objective.bank.pushes_per_step must be at least objective.classes_per_step: labels come from the pushes")
+        problems.append(
+            "objective.bank.pushes_per_step must be at least objective.classes_per_step: labels come from the pushes"
+        )
     for kind in ("selection", "report"):
         samples = getattr(config.evaluation, kind).samples
         must_divide(samples, config.data.expected.classes, f"evaluation.{kind}.samples and the number of classes")

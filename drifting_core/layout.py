@@ -116,6 +116,10 @@ class Layout:
             for seed in selection.seeds
         ]
 
+    def evaluations(self, run: str) -> list[str]:
+        """The evaluations behind all tables of a run but the claim's, each once."""
+        return sorted({path for name in ("curve", "last_k", "alpha_sweep") for path in self.table(run, name)})
+
     def candidates(self, run: str) -> list[str]:
         """Exports that the recommendation may choose."""
         owner = self.find("run", run)

@@ -20,6 +20,7 @@ rule make_bundle:
         recommendation=f"{RESULTS}/runs/{{run}}/recommendation.json",
         claim=f"{RESULTS}/runs/{{run}}/tables/claim.json",
         claim_metrics=lambda wildcards: LAYOUT.table(wildcards.run, "claim"),
+        metrics=lambda wildcards: LAYOUT.evaluations(wildcards.run),
         neighbours=f"{RESULTS}/runs/{{run}}/neighbours/neighbours.json",
         exports=lambda wildcards: LAYOUT.candidates(wildcards.run),
     output:

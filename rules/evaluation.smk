@@ -57,5 +57,5 @@ rule tabulate:
         mem_mb=2000,
         runtime=10,
     shell:
-        "exec python $WORKFLOW_SCRIPTS/tabulate.py --title {wildcards.table} --metrics {input.metrics}"
+        "exec python $WORKFLOW_SCRIPTS/make_table.py --title {wildcards.table} --metrics {input.metrics}"
         " --output {output} --log {log}"

@@ -7,8 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drifting_core.artifacts import FeatureNetwork, Metrics, MetricsTable, Neighbours, Recommendation
-from drifting_core.artifacts import Index, ReferenceStatistics, TokenizerManifest
+from drifting_core.artifacts import (
+    FeatureNetwork,
+    Index,
+    MetricsTable,
+    Neighbours,
+    Recommendation,
+    ReferenceStatistics,
+    TokenizerManifest,
+)
 from drifting_core.claims.sources import Sources
 from drifting_core.evaluation.contract import explain_name
 
@@ -87,9 +94,9 @@ def _claim(sources: Sources, values: Mapping[str, Any], pictures: Mapping[str, s
     index = sources.one("index", Index)
     return [
         Paragraph(
-            f"A one-step generator, trained by drifting (Generative Modeling via Drifting) on {index.splits['train'].images:,} "
-            f"images of {size} x {size} pixels in {len(index.wnids):,} classes. Every number below comes from generated "
-            "images drawn with seeds that chose nothing, and links to the JSON that holds it."
+            "A one-step generator, trained by drifting (Generative Modeling via Drifting) on "
+            f"{index.splits['train'].images:,} images of {size} x {size} pixels in {len(index.wnids):,} classes. The claim"
+            "'s numbers come from images drawn with seeds that chose nothing. Every number links to the JSON that holds it."
         ),
         Heading(2, "The claim"),
         metrics_table(sources, "claim"),
@@ -102,8 +109,10 @@ def _claim(sources: Sources, values: Mapping[str, Any], pictures: Mapping[str, s
 def _reading(table: MetricsTable, sources: Sources) -> list[Inline]:
     classes = len(sources.one("index", Index).wnids)
     items: list[Inline] = [
-        f"± is one standard error, from {table.contract.bootstrap} resamples of the {table.contract.samples:,} generated "
-        "images. It says nothing about another training run, which moves such distances more than resampling does.",
+        f"± of {table.distance_name} is one standard error, from {table.contract.bootstrap} resamples of the "
+        f"{table.contract.samples:,} generated "
+        "images. It says nothing about another training run, which moves such distances more than resampling does. "
+        f"± of {table.score_name} is the standard deviation over 10 splits.",
         "Diversity is the mean feature distance of two generated images of a class over that of two real ones; 1 is real.",
     ]
     real = sources.one("reference", ReferenceStatistics).real_accuracy
@@ -111,8 +120,8 @@ def _reading(table: MetricsTable, sources: Sources) -> list[Inline]:
         link = Link(f"{real:.2f}", sources.source("reference").place)
         items.append(
             [
-                f"Class accuracy is the share of generated images that the feature network takes for their class; by chance "
-                f"{1 / classes:.3g}, on held-out real images ",
+                "Class accuracy is the share of generated images that the feature network takes for their class; by "
+                f"chance {1 / classes:.3g}, on held-out real images ",
                 link,
                 ".",
             ]
@@ -130,7 +139,11 @@ def _selection(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:
         Paragraph(f"{chosen.reason} Tied with the lowest: {tied}."),
     ]
     if "curve" in sources.tables:
-        blocks += [Heading(3, "Over training"), metrics_table(sources, "curve"), *_pictures(pictures, "curve.png", "steps.png")]
+        blocks += [
+            Heading(3, "Over training"),
+            metrics_table(sources, "curve"),
+            *_pictures(pictures, "curve.png", "steps.png"),
+        ]
     blocks += [Heading(3, "Last exports"), metrics_table(sources, "last_k")]
     blocks += [Heading(3, "Guidance strength"), metrics_table(sources, "alpha_sweep")]
     return blocks + _pictures(pictures, "alpha_sweep.png", "alpha_strip.png")
@@ -190,7 +203,7 @@ def _model_card(sources: Sources, values: Mapping[str, Any]) -> list[Block]:
         Bullets(
             [
                 f"Model: diffusion transformer without time, depth {generator['depth']}, width {generator['hidden_size']}, "
-                f"patches of {generator['patch_size']}; one network evaluation per image; EMA weights of step {chosen.step}.",
+                f"patch {generator['patch_size']}; one network evaluation per image; EMA weights of step {chosen.step}.",
                 f"Trained: drifting objective, learning rate {training['learning_rate']:g}, EMA {training['ema']:g}, "
                 f"planned for {training['steps']:,} steps.",
                 f"Tokenizer: {tokenizer.source}; {tokenizer.channels} channels, factor {tokenizer.factor}{psnr}.",
@@ -208,8 +221,8 @@ def _limits(sources: Sources) -> list[str]:
     if index.splits["train"].images >= 100_000:
         return []
     return [
-        f"Limits: {index.splits['train'].images:,} training images and a short run show the mechanism, not pictures: rows of "
-        "the grid may differ by class in colour and layout; nothing else is claimed."
+        f"Limits: {index.splits['train'].images:,} training images and a short run show the mechanism, not pictures: "
+        "rows of the grid may differ by class in colour and layout; nothing else is claimed."
     ]
 
 
@@ -232,7 +245,13 @@ def _provenance(sources: Sources) -> list[Block]:
         rows.append([Link(node["artifact"], node["artifact"]), parts or "-", (node["configuration"] or "-")[:12]])
     return [
         Heading(2, "Provenance"),
-        Paragraph(["What each artifact was made from, by content hash; in full in ", Link("provenance.json", "provenance.json"), "."]),
+        Paragraph(
+            [
+                "What each artifact was made from, by content hash; in full in ",
+                Link("provenance.json", "provenance.json"),
+                ".",
+            ]
+        ),
         Table(["artifact", "made from", "configuration"], rows),
     ]
 
@@ -258,20 +277,6 @@ def metrics_table(sources: Sources, role: str) -> Table:
         cells: list[Inline] = [str(row["step"]), f"{row['alpha']:g}", str(row["seed"]), f"{table.contract.samples:,}"]
         rows.append(cells + [Link(show(row), place) for _, show in columns])
     return Table(["step", "alpha", "seed", "images", *(name for name, _ in columns)], rows)
-
-
-def claim_lines(table: MetricsTable) -> list[str]:
-    """The claim for a terminal, a line per seed."""
-    lines = []
-    for row in table.rows:
-        accuracy = "" if row["label_accuracy"] is None else f", class accuracy {row['label_accuracy']:.3f}"
-        lines.append(
-            f"step {row['step']}, alpha {row['alpha']:g}, seed {row['seed']}, {table.contract.samples:,} images: "
-            f"{table.distance_name} {row['distance']:.4g} ± {row['distance_error']:.2g}, {table.score_name} "
-            f"{row['score']:.3f}, precision {row['precision']:.3f}, recall {row['recall']:.3f}{accuracy}, "
-            f"diversity {row['within_class_diversity']:.3f}"
-        )
-    return lines
 
 
 # --- rendering ------------------------------------------------------------------------------------------------------

@@ -6,17 +6,14 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
 from drifting_core.artifacts import MetricsTable
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 
 _DPI = 110
 _LEAST_TILE = 48  # pixels that a sample is shown at, at least
@@ -36,13 +33,22 @@ def sweep(table: MetricsTable) -> bytes:
 
 
 def _two_panels(table: MetricsTable, column: str, label: str) -> bytes:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     _line(left, table, column, "distance", "distance_error", _COLOURS[0])
-    left.set(xlabel=label, ylabel=f"{table.distance_name} (lower is better)", ylim=(0, None))
+    left.set(
+        xlabel=label,
+        ylabel=f"{table.distance_name} (lower is better)",
+        ylim=(0, 1.15 * max(row["distance"] + row["distance_error"] for row in table.rows)),
+    )
     _line(right, table, column, "within_class_diversity", None, _COLOURS[1])
     right.axhline(1.0, color="0.6", linewidth=1, linestyle=":")
     right.annotate("real images", (0.99, 1.0), xycoords=("axes fraction", "data"), va="bottom", ha="right", color="0.4")
-    right.set(xlabel=label, ylabel="within-class diversity", ylim=(0, None))
+    right.set(
+        xlabel=label,
+        ylabel="within-class diversity",
+        ylim=(0, 1.15 * max(1.0, *(row["within_class_diversity"] for row in table.rows))),
+    )
     return _png(figure)
 
 
@@ -61,7 +67,6 @@ def _line(axes: Axes, table: MetricsTable, column: str, value: str, error: str |
             capsize=3,
         )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(y=0.15)
 
 
 def read_picture(path: Path) -> Pixels:
@@ -78,10 +83,8 @@ def labelled_rows(picture: Pixels, labels: Sequence[str], title: str = "") -> by
     margin = 0.35 + 0.085 * max(len(label) for label in labels)  # inches
     top = 0.3 if title else 0.05
     size = (width / _DPI + margin + 0.05, height / _DPI + top + 0.05)
-    figure = plt.figure(figsize=size)
-    axes = figure.add_axes(
-        (margin / size[0], 0.05 / size[1], width / _DPI / size[0], height / _DPI / size[1])
-    )
+    figure = Figure(figsize=size)
+    axes = figure.add_axes((margin / size[0], 0.05 / size[1], width / _DPI / size[0], height / _DPI / size[1]))
     axes.imshow(large, interpolation="nearest", aspect="auto")
     axes.set_yticks([(row + 0.5) * height / len(labels) for row in range(len(labels))], labels)
     axes.set_xticks([])
@@ -98,8 +101,13 @@ def first_column(grid: Pixels, rows: int) -> Pixels:
     return np.concatenate([grid[row * tile : (row + 1) * tile, :tile] for row in range(rows)], axis=1)
 
 
+def stacked(rows: Sequence[Pixels]) -> Pixels:
+    """Rows of equal size under each other."""
+    return np.concatenate(rows, axis=0)
+
+
 def _png(figure: Figure) -> bytes:
     held = io.BytesIO()
+    FigureCanvasAgg(figure)  # no pyplot: no global state, no display
     figure.savefig(held, format="png", dpi=_DPI, metadata={"Software": None})
-    plt.close(figure)
     return held.getvalue()

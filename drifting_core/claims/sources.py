@@ -33,7 +33,7 @@ SINGLE: dict[str, type[Artifact]] = {
     "index": Index,
 }
 OPTIONAL: dict[str, type[Artifact]] = {"curve": MetricsTable}
-MANY: dict[str, type[Artifact]] = {"metrics": Metrics}
+MANY: dict[str, type[Artifact]] = {"metrics": Metrics, "claim_metrics": Metrics}
 _IN_TABLES = ("curve", "last_k", "alpha_sweep", "claim", "recommendation", "neighbours")
 
 Kind = TypeVar("Kind", bound=Artifact)
@@ -131,8 +131,8 @@ class Sources:
                 raise Fault(f"bundle: the claim's seed {row['seed']} took part in the selection; report on a fresh one")
 
     def _check_neighbours(self) -> None:
-        of = self.one("neighbours", Neighbours).inputs["metrics"]
-        if of not in {row["metrics_sha256"] for row in self.one("claim", MetricsTable).rows}:
+        of = self.one("neighbours", Neighbours).inputs["samples"]
+        if of not in {self.of_row(row).json["inputs"]["samples"] for row in self.tables["claim"].rows}:
             raise Fault("bundle: the neighbours were looked up for other samples than the claim's; make the audit again")
 
 

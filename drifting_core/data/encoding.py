@@ -32,7 +32,6 @@ class Encoder(Protocol):
 
     scaling_factor: float
     sha256: str
-    precision: str
 
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from drifting_core.artifacts import (
     EvaluationContract,
@@ -18,9 +15,12 @@ from drifting_core.artifacts import (
 from drifting_core.config import Contract, digest
 from drifting_core.faults import Fault
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 STATISTICS = "statistics.npz"
 MANIFOLD = "features_val.h5"
-PRECISION = "float32"  # of decoder and feature network in an evaluation
+PRECISION: Literal["float32"] = "float32"  # of decoder and feature network in an evaluation
 
 Uint8Rule = Literal["truncate", "round", "adm"]
 
@@ -112,6 +112,8 @@ def to_uint8(images: Tensor, rule: Uint8Rule) -> Tensor:
 
     Raises ValueError for pixels outside [0, 1] or not finite: the decoder clips, and nothing else is hidden here.
     """
+    import torch  # only here: tables and recommendations are made by jobs of half a second
+
     low, high = torch.aminmax(images)
     if not (low >= 0 and high <= 1):  # false for NaN
         raise ValueError(f"to_uint8: pixels are in [0, 1], found {float(low):.4g} to {float(high):.4g}")

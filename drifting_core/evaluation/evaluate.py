@@ -9,18 +9,18 @@ import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from drifting_core.artifacts import FeatureNetwork, Metrics, Samples, TokenizerManifest, hashes, publish, records
 from drifting_core.config import Contract
 from drifting_core.evaluation import statistics
-from drifting_core.evaluation.contract import MANIFOLD, PRECISION, contract_hash, make_contract, to_uint8
+from drifting_core.evaluation.contract import MANIFOLD, PRECISION, Uint8Rule, contract_hash, make_contract, to_uint8
+from drifting_core.evaluation.grid import GRID, grid_picture, grid_samples
 from drifting_core.evaluation.networks import Network, load_network
 from drifting_core.evaluation.reference import read_cache, read_statistics
 from drifting_core.evaluation.sampler import read_samples
@@ -30,9 +30,6 @@ from drifting_core.models.tokenizer import Tokenizer
 from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
-
-GRID = "grid.png"
-_GRID_ROWS, _GRID_COLUMNS = 10, 10
 
 
 class Batch(NamedTuple):
@@ -56,12 +53,11 @@ class Generated(NamedTuple):
 
 def open_tokenizer(manifest: Path, device: torch.device) -> tuple[Tokenizer, TokenizerManifest]:
     """The tokenizer of a manifest, in the contract's precision."""
-    record = TokenizerManifest.read(manifest)
-    return Tokenizer(manifest.parent / record.folder, device, PRECISION), record
+    return Tokenizer.of(manifest, device, PRECISION), TokenizerManifest.read(manifest)
 
 
 def look_at(
-    latents: Tensor, rule: str, batch: int, tokenizer: Tokenizer, network: Network, device: torch.device
+    latents: Tensor, rule: Uint8Rule, batch: int, tokenizer: Tokenizer, network: Network, device: torch.device
 ) -> Iterator[Batch]:
     """Decode and see `latents` (N, C, H, W) in batches of one size; the last is padded with its first sample."""
     for some in latents.split(batch):
@@ -92,9 +88,7 @@ def evaluate(
     tokenizer, tokenizer_record = open_tokenizer(tokenizer_path, device)
     network, network_record = load_network(network_path, device)
     reference, moments = read_statistics(reference_path)
-    contract = make_contract(
-        how, samples=samples, tokenizer=tokenizer_record, network=network_record, reference=reference
-    )
+    contract = make_contract(how, samples=samples, tokenizer=tokenizer_record, network=network_record, reference=reference)
     shown = grid_samples(samples.classes, samples.samples)
     generated = _pass(latents, how, tokenizer, network, device, shown)
     numbers = _numbers(generated, labels, how, samples, network_record, moments, reference_path, device)
@@ -148,9 +142,7 @@ def _pass(
         deviation += float((batch.images.double() / 255).flatten(1).std(dim=1).sum())
         done += len(batch.images)
         progress.advance(len(batch.images))
-    return Generated(
-        np.concatenate(features), np.concatenate(unbiased), np.concatenate(predicted), kept, deviation / done
-    )
+    return Generated(np.concatenate(features), np.concatenate(unbiased), np.concatenate(predicted), kept, deviation / done)
 
 
 def _numbers(
@@ -162,12 +154,10 @@ def _numbers(
     reference: statistics.Moments,
     reference_path: Path,
     device: torch.device,
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     own = statistics.moments_of(generated.features)
     frechet = statistics.frechet_distance(reference.mean, reference.covariance, own.mean, own.covariance)
-    error = statistics.bootstrap_error(
-        reference, generated.features, resamples=how.bootstrap, seed=samples.seed
-    )
+    error = statistics.bootstrap_error(reference, generated.features, resamples=how.bootstrap, seed=samples.seed)
     score, score_std = statistics.inception_score(generated.logits_unbiased)
     manifold = read_cache(reference_path.parent / MANIFOLD)
     precision, recall = statistics.precision_recall(
@@ -191,20 +181,3 @@ def _numbers(
     if broken:
         raise Fault(f"step {samples.step}, alpha {samples.alpha:g}: {', '.join(broken)} not finite; look at the samples")
     return numbers
-
-
-# --- the grid -------------------------------------------------------------------------------------------------------
-
-
-def grid_samples(classes: int, samples: int) -> list[list[int]]:
-    """Sample numbers of a grid: a row per class (up to 10, evenly spaced), the first samples of each (up to 10)."""
-    rows = min(classes, _GRID_ROWS)
-    columns = min(samples // classes, _GRID_COLUMNS)
-    shown = [row * classes // rows for row in range(rows)]
-    return [[label + classes * column for column in range(columns)] for label in shown]
-
-
-def grid_picture(images: dict[int, NDArray[np.uint8]], shown: list[list[int]]) -> Image.Image:
-    """The grid of images uint8 (3, H, W), as they are: no border, no scaling."""
-    rows = [np.concatenate([images[sample] for sample in row], axis=2) for row in shown]
-    return Image.fromarray(np.ascontiguousarray(np.concatenate(rows, axis=1).transpose(1, 2, 0)))

@@ -7,6 +7,7 @@ over the feature cache in blocks; distances are Euclidean, in float64.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drifting_core.artifacts import (
-    Metrics,
     NeighbourPair,
     Neighbours,
     ReferenceStatistics,
@@ -28,14 +28,13 @@ from drifting_core.config import Archives, Contract
 from drifting_core.config import Neighbours as NeighboursSection
 from drifting_core.data.archives import ImageReader
 from drifting_core.data.images import centre_crop_of
-from drifting_core.evaluation.contract import MANIFOLD, make_contract, require_same
+from drifting_core.evaluation.contract import MANIFOLD, make_contract
 from drifting_core.evaluation.evaluate import look_at, open_tokenizer
 from drifting_core.evaluation.networks import load_network
 from drifting_core.evaluation.reference import TRAIN_FEATURES, cache_blocks, read_cache
 from drifting_core.evaluation.sampler import read_samples
 from drifting_core.evaluation.statistics import squared_distances
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
 from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
@@ -88,69 +87,58 @@ def percentiles(distances: NDArray[np.float64], baseline: NDArray[np.float64]) -
     return 100.0 * np.searchsorted(np.sort(baseline), distances, side="left") / len(baseline)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """The artifacts that an audit reads."""
+
+    samples: Path
+    tokenizer: Path
+    network: Path
+    reference: Path
+    index: Path
+
+
 def audit(
     output: Path,
     how: NeighboursSection,
+    contract: Contract,
     archives: Archives,
+    parts: Parts,
     *,
-    samples_path: Path,
-    metrics_path: Path,
-    tokenizer_path: Path,
-    network_path: Path,
-    reference_path: Path,
-    index: Path,
     device: torch.device,
     configuration: str,
 ) -> None:
-    """Publish neighbours.json and pairs.png for the first samples (balanced over classes) of an evaluated set.
+    """Publish neighbours.json and pairs.png for the first samples (balanced over classes) of a set.
 
-    Raises Fault when the metrics were made of other parts than those given.
+    Raises Fault when the parts were not made for each other.
     """
-    paths = {
-        "samples": samples_path,
-        "metrics": metrics_path,
-        "tokenizer": tokenizer_path,
-        "network": network_path,
-        "reference": reference_path,
-        "index": index,
-    }
-    metrics = Metrics.read(metrics_path)
-    samples, latents, labels = read_samples(samples_path)
-    if metrics.inputs["samples"] != hashes(paths)["samples"]:
-        raise Fault(f"{metrics_path}: is not the evaluation of {samples_path}; give the metrics of these samples")
-    tokenizer, tokenizer_record = open_tokenizer(tokenizer_path, device)
-    network, network_record = load_network(network_path, device)
-    reference = ReferenceStatistics.read(reference_path)
-    reference.verify(reference_path.parent)
-    contract = metrics.contract
-    as_given = {"uint8": contract.uint8, "compute_batch": contract.compute_batch, "bootstrap": contract.bootstrap}
-    given = make_contract(
-        Contract(**as_given, precision_recall_k=contract.precision_recall_k),
-        samples=samples, tokenizer=tokenizer_record, network=network_record, reference=reference,
-    )  # fmt: skip
-    require_same({str(metrics_path): contract, "what the audit was given": given})
-
+    samples, latents, labels = read_samples(parts.samples)
     count = min(how.samples, samples.samples)
+    tokenizer, tokenizer_record = open_tokenizer(parts.tokenizer, device)
+    network, network_record = load_network(parts.network, device)
+    reference = ReferenceStatistics.read(parts.reference)
+    reference.verify(parts.reference.parent)
+    make_contract(contract, samples=samples, tokenizer=tokenizer_record, network=network_record, reference=reference)
+
     batches = list(look_at(latents[:count], contract.uint8, contract.compute_batch, tokenizer, network, device))
-    features = torch.cat([batch.features for batch in batches]).numpy()
     images = torch.cat([batch.images for batch in batches]).numpy()
-    progress = Progress("neighbour search", 2, unit="sets")
-    found = nearest(features, reference_path.parent / TRAIN_FEATURES, how.top, device)
-    progress.advance()
-    held_out = read_cache(reference_path.parent / MANIFOLD).features
-    baseline = nearest(held_out, reference_path.parent / TRAIN_FEATURES, 1, device).distances[:, 0]
-    progress.advance()
-    ranks = percentiles(found.distances[:, 0], baseline)
-    closest = np.argsort(found.distances[:, 0], kind="stable")[:_PAIRS_SHOWN]
+    training = parts.reference.parent / TRAIN_FEATURES
+    found = nearest(torch.cat([batch.features for batch in batches]).numpy(), training, how.top, device)
+    held_out = read_cache(parts.reference.parent / MANIFOLD).features
+    baseline = nearest(held_out, training, 1, device).distances[:, 0]
+    order = np.argsort(found.distances[:, 0], kind="stable")
+
+    reader = ImageReader(parts.index, "train", archives)
+    shown = order[:_PAIRS_SHOWN]
+    real = [centre_crop_of(reader, int(found.rows[i, 0]), images.shape[-1]) for i in shown]
     with publish(output.parent / PAIRS) as scratch:
-        reader = ImageReader(index, "train", archives)
-        real = [centre_crop_of(reader, int(found.rows[i, 0]), images.shape[-1]) for i in closest]
-        pairs_picture([images[i] for i in closest], real).save(scratch, format="PNG")
+        pairs_picture([images[i] for i in shown], real).save(scratch, format="PNG")
     limit = float(np.percentile(baseline, 1))
-    record = Neighbours(
+    share = float((found.distances[:, 0] < limit).mean())
+    Neighbours(
         configuration=configuration,
         code=code_version(),
-        inputs=hashes(paths),
+        inputs=hashes(vars(parts)),
         files=records(output.parent, [PAIRS]),
         space=f"features of the evaluation's {network_record.network} ({network_record.dimensions} numbers), Euclidean",
         network_sha256=network_record.weights_sha256,
@@ -164,24 +152,27 @@ def audit(
         baseline_percentile_1=limit,
         baseline_median=float(np.median(baseline)),
         generated_median=float(np.median(found.distances[:, 0])),
-        share_below_percentile_1=float((found.distances[:, 0] < limit).mean()),
-        pairs=[
-            NeighbourPair(
-                sample=int(i),
-                label=int(labels[i]),
-                percentile=float(ranks[i]),
-                images=found.rows[i].tolist(),
-                labels=found.labels[i].tolist(),
-                distances=found.distances[i].tolist(),
-            )
-            for i in np.argsort(found.distances[:, 0], kind="stable")
-        ],
-    )
-    record.write(output)
-    log.info(
-        "%d generated images: %.1f%% nearer to the training set than the 1st percentile of held-out photos",
-        count, 100 * record.share_below_percentile_1,
-    )  # fmt: skip
+        share_below_percentile_1=share,
+        pairs=_pairs(found, labels, baseline, order),
+    ).write(output)
+    log.info("%d generated images: %.1f%% nearer than the 1st percentile of held-out photos", count, 100 * share)
+
+
+def _pairs(
+    found: Nearest, labels: NDArray[np.int64], baseline: NDArray[np.float64], order: NDArray[np.int64]
+) -> list[NeighbourPair]:
+    ranks = percentiles(found.distances[:, 0], baseline)
+    return [
+        NeighbourPair(
+            sample=int(i),
+            label=int(labels[i]),
+            percentile=float(ranks[i]),
+            images=found.rows[i].tolist(),
+            labels=found.labels[i].tolist(),
+            distances=found.distances[i].tolist(),
+        )
+        for i in order
+    ]
 
 
 def pairs_picture(generated: list[NDArray[np.uint8]], real: list[NDArray[np.uint8]]) -> Image.Image:

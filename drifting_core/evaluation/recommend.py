@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from drifting_core.artifacts import Choice, MetricsTable
-from drifting_core.evaluation.contract import require_same
+from drifting_core.artifacts import Choice, MetricsTable, Recommendation, hashes
+from drifting_core.config import Selection
+from drifting_core.evaluation.contract import contract_hash, require_same
 from drifting_core.evaluation.tables import row_name
 from drifting_core.faults import Fault
+from drifting_core.provenance import code_version
 
 # inception_score's standard deviation is over this many splits; the error of their mean is smaller by its root.
 _SPLITS = 10
@@ -65,9 +68,24 @@ def recommend(last_k: MetricsTable, sweep: MetricsTable, *, tie_errors: float) -
     )
 
 
+def write_recommendation(output: Path, how: Selection, *, last_k: Path, sweep: Path, configuration: str) -> None:
+    """Publish the recommendation from the two tables' files."""
+    tables = MetricsTable.read(last_k), MetricsTable.read(sweep)
+    contract = tables[0].contract
+    Recommendation(
+        configuration=configuration,
+        code=code_version(),
+        inputs=hashes({"last_k": last_k, "alpha_sweep": sweep}),
+        contract_hash=contract_hash(contract),
+        distance_name=contract.distance_name,
+        score_name=contract.score_name,
+        **recommend(*tables, tie_errors=how.tie_errors)._asdict(),
+    ).write(output)
+
+
 def _candidates(tables: Sequence[MetricsTable]) -> list[Candidate]:
     """One per (step, alpha), in that order, whatever the order of the rows."""
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for row in (row for table in tables for row in table.rows):
         name = row_name(row)
         numbers = [row[column] for column in ("distance", "distance_error", "score", "score_std")]
@@ -75,7 +93,7 @@ def _candidates(tables: Sequence[MetricsTable]) -> list[Candidate]:
             raise Fault(f"recommendation: {name} has numbers that are not finite ({numbers}); look at its evaluation")
         if rows.setdefault(name, row) != row:
             raise Fault(f"recommendation: {name} stands in both tables with different numbers; make both tables again")
-    by_choice: dict[tuple[int, float], list] = {}
+    by_choice: dict[tuple[int, float], list[dict[str, Any]]] = {}
     for row in sorted(rows.values(), key=lambda row: (row["step"], row["alpha"], row["seed"])):
         by_choice.setdefault((row["step"], row["alpha"]), []).append(row)
     return [
@@ -117,8 +135,7 @@ def _in_order(candidates: list[Candidate]) -> list[Choice]:
 def _reason(by_distance: list[Candidate], recommended: Candidate, total: int, name: str) -> str:
     best = by_distance[0]
     found = (
-        f"Of {total} candidates, {_describe(best)} has the lowest {name}, "
-        f"{best.distance:.4g} ± {best.distance_error:.2g}."
+        f"Of {total} candidates, {_describe(best)} has the lowest {name}, {best.distance:.4g} ± {best.distance_error:.2g}."
     )
     if len(by_distance) == 1:
         return f"{found} No other is within the uncertainty of it."

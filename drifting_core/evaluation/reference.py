@@ -83,7 +83,7 @@ def make_reference(
         code=code_version(),
         inputs=hashes({"index": index, "network": network_path}),
         files=records(manifest.parent, [STATISTICS, TRAIN_FEATURES, MANIFOLD]),
-        images=moments.count,
+        images=moments.rows,
         dimensions=record.dimensions,
         network_sha256=record.weights_sha256,
         image_transforms=[*transforms(data.image_size)[:-1], "uint8 to the feature network"],

@@ -18,6 +18,7 @@ from drifting_core.data import draws
 from drifting_core.faults import Fault
 
 Array = NDArray[np.floating]
+Labels = NDArray[np.int64]
 
 _ROWS = 2048  # rows of one block of a distance matrix; bounds memory, not results
 _SCORE_PERMUTATION = 2020  # seed of the released code's shuffle before splitting
@@ -29,7 +30,7 @@ class Moments(NamedTuple):
 
     mean: Array
     covariance: Array
-    count: int
+    rows: int
 
 
 class Frechet(NamedTuple):
@@ -93,9 +94,7 @@ def covariance_root(covariance: Array) -> CovarianceRoot:
     return CovarianceRoot(vectors[:, positive] * np.sqrt(values[positive]), residue)
 
 
-def _frechet(
-    mean_1: Array, covariance_1: Array, root_1: CovarianceRoot, mean_2: Array, covariance_2: Array
-) -> Frechet:
+def _frechet(mean_1: Array, covariance_1: Array, root_1: CovarianceRoot, mean_2: Array, covariance_2: Array) -> Frechet:
     _require_finite(covariance_2, "covariance")
     product = root_1.root.T @ np.asarray(covariance_2, dtype=np.float64) @ root_1.root
     values = np.linalg.eigvalsh((product + product.T) / 2)
@@ -141,9 +140,7 @@ def bootstrap_error(reference: Moments, features: Array, *, resamples: int, seed
     for resample in range(resamples):
         rows = draws.integers(draws.key(seed, "bootstrap", resample), len(features), (len(features),))
         own = mean_covariance(_batches(np.asarray(features)[rows.numpy()]))
-        distances.append(
-            _frechet(reference.mean, reference.covariance, root, own.mean, own.covariance).distance
-        )
+        distances.append(_frechet(reference.mean, reference.covariance, root, own.mean, own.covariance).distance)
     return float(np.std(distances, ddof=1))
 
 
@@ -211,16 +208,14 @@ def _share_inside(rows: Tensor, centres: Tensor, radii: Tensor) -> float:
     return float(torch.cat(inside).double().mean())
 
 
-def within_class_diversity(
-    generated: Array, generated_labels: Array, real: Array, real_labels: Array
-) -> Diversity:
+def within_class_diversity(generated: Array, generated_labels: Labels, real: Array, real_labels: Labels) -> Diversity:
     """Mean distance between features of one class, generated against real; class means alone would give 0."""
     ours = _same_class_distance(generated, generated_labels)
     theirs = _same_class_distance(real, real_labels)
     return Diversity(ours, theirs, ours / theirs)
 
 
-def _same_class_distance(features: Array, labels: Array) -> float:
+def _same_class_distance(features: Array, labels: Labels) -> float:
     """Mean Euclidean distance over all pairs with equal labels. Raises ValueError when there is none."""
     total, pairs = 0.0, 0
     for label in np.unique(labels):

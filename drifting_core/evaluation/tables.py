@@ -30,7 +30,8 @@ def make_table(title: str, paths: Sequence[Path]) -> MetricsTable:
     """
     metrics = {path: Metrics.read(path) for path in paths}
     contract = require_same({str(path): m.contract for path, m in metrics.items()})
-    rows, sources = [], {}
+    rows: list[dict[str, Any]] = []
+    sources: dict[str, Path] = {}
     for path, measured in metrics.items():
         row = {column: getattr(measured, column) for column in COLUMNS}
         if row_name(row) in sources:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -19,7 +19,7 @@ from drifting_core.models.mae import LatentEncoder
 from drifting_core.provenance import code_version
 
 WEIGHTS = "model.safetensors"
-_NETWORKS: dict[str, type[nn.Module]] = {"encoder": LatentEncoder, "generator": Generator}
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def write_export(
@@ -52,13 +52,30 @@ def write_export(
     ).write(metadata)
 
 
-def load_export(metadata: Path, network: Literal["encoder", "generator"]) -> tuple[nn.Module, Export]:
-    """The exported network in eval mode, its weights frozen. Raises Fault when it is another kind or was changed."""
+def load_generator(metadata: Path) -> tuple[Generator, Export]:
+    """The exported generator in eval mode, its weights frozen. Raises Fault when it is another kind or was changed."""
+    export = _read(metadata, "generator")
+    with torch.device("meta"):
+        module = Generator(**export.architecture)
+    return _load(module, metadata), export
+
+
+def load_encoder(metadata: Path) -> tuple[LatentEncoder, Export]:
+    """The exported encoder in eval mode, its weights frozen. Raises Fault when it is another kind or was changed."""
+    export = _read(metadata, "encoder")
+    with torch.device("meta"):
+        module = LatentEncoder(**export.architecture)
+    return _load(module, metadata), export
+
+
+def _read(metadata: Path, network: str) -> Export:
     export = Export.read(metadata)
     if export.network != network:
-        raise Fault(f"{metadata}: holds the weights of a {export.network}, expected a {network}")
+        raise Fault(f"{metadata}: holds the weights of a {export.network}, expected those of a {network}")
     export.verify(metadata.parent)
-    with torch.device("meta"):
-        module = _NETWORKS[network](**export.architecture)
+    return export
+
+
+def _load(module: Network, metadata: Path) -> Network:
     module.load_state_dict(safetensors.torch.load_file(metadata.parent / WEIGHTS), assign=True)
-    return module.eval().requires_grad_(False), export
+    return module.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from drifting_core import config
 from drifting_core.data import draws
@@ -20,6 +20,7 @@ from drifting_core.drift.bank import SampleBank
 from drifting_core.drift.guidance import sample_alpha, unconditional_weight
 from drifting_core.drift.loss import DriftLoss, drift_loss
 from drifting_core.models.generator import Generator
+from drifting_core.models.mae import LatentEncoder
 from drifting_core.training.loop import Optimisation
 
 Features = dict[str, Tensor]  # entry -> (samples, tokens, width)
@@ -45,7 +46,7 @@ class DriftTraining:
         objective: config.Objective,
         training: config.Training,
         store: LatentStore,
-        encoder: nn.Module,
+        encoder: LatentEncoder,
         device: torch.device,
     ) -> None:
         self.objective, self.recipe, self.store, self.device = objective, training, store, device
@@ -144,8 +145,9 @@ class DriftTraining:
             total.backward()
             for part in slices:
                 again = self._features(self._generate(batch, part))
-                torch.autograd.backward(list(again.values()), [generated[name].grad[part] for name in again])
-        return {"loss": float(total), **self.optimisation.apply(step), **_summary(losses, self.objective.temperatures)}
+                shares = [_gradient(generated[name])[part] for name in again]
+                torch.autograd.backward(list(again.values()), shares)
+        return {"loss": float(total.detach()), **self.optimisation.apply(step), **_summary(losses, self.objective.temperatures)}
 
     def _generate(self, batch: Batch, part: slice) -> Tensor:
         repeats = self.objective.generated_per_class
@@ -216,6 +218,11 @@ def _problems(entry: Tensor, n_labels: int) -> Tensor:
     samples, tokens, width = entry.shape
     per_label = samples // n_labels
     return entry.reshape(n_labels, per_label, tokens, width).transpose(1, 2).reshape(-1, per_label, width)
+
+
+def _gradient(entry: Tensor) -> Tensor:
+    assert entry.grad is not None
+    return entry.grad
 
 
 def _total(losses: dict[str, DriftLoss]) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,18 +14,38 @@ from drifting_core.data.stream import SampleStream
 from drifting_core.models.mae import MaskedAutoencoder
 from drifting_core.training.loop import Optimisation
 
-Crops = Callable[[Tensor, int], Tensor]  # (rows (B,), step) -> latents (B, C, H, W) of freshly cropped images
+
+class Source(Protocol):
+    """Where latents come from: the store, or crops encoded in the loop (training/crops.py)."""
+
+    labels: Tensor
+    views: int
+
+    def __len__(self) -> int: ...
+
+    def latents(self, rows: Tensor, views: Tensor, step: int) -> Tensor:
+        """(B, C, H, W) of these rows and views, for this step."""
+
+
+class StoredLatents:
+    """The latents as they are stored: no augmentation beyond the mirror."""
+
+    def __init__(self, store: LatentStore) -> None:
+        self.store, self.labels, self.views = store, store.labels, store.views
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def latents(self, rows: Tensor, views: Tensor, step: int) -> Tensor:
+        return self.store.gather(rows, views)
 
 
 class MaskedTraining:
     """One latent-MAE as a Trainee: masked reconstruction, and the classifier's cross-entropy in the last steps."""
 
-    def __init__(
-        self, encoder: config.Encoder, store: LatentStore, device: torch.device, crops: Crops | None = None
-    ) -> None:
-        self.encoder, self.recipe, self.store, self.device, self.crops = (
-            encoder, encoder.training, store, device, crops,
-        )  # fmt: skip
+    def __init__(self, encoder: config.Encoder, store: LatentStore, source: Source, device: torch.device) -> None:
+        self.encoder, self.recipe = encoder, encoder.training
+        self.source, self.device = source, device
         with torch.device(device):
             self.model = MaskedAutoencoder(**architecture(encoder, store), mask_patch_size=encoder.mask_patch_size)
         self.model.reset_parameters(self.recipe.seed)
@@ -38,7 +57,7 @@ class MaskedTraining:
             clip=self.recipe.clip,
             ema=self.recipe.ema,
         )
-        self.stream = SampleStream(self.recipe.seed, len(store), store.views)
+        self.stream = SampleStream(self.recipe.seed, len(source), source.views)
 
     def begin(self) -> None:
         """Nothing beyond the initial weights."""
@@ -54,9 +73,8 @@ class MaskedTraining:
 
     def advance(self, step: int) -> dict[str, Any]:
         rows, views = self.stream.take(step * self.recipe.batch, self.recipe.batch)
-        latents = self.crops(rows, step) if self.crops else self.store.gather(rows, views)
-        latents = latents.to(self.device)
-        labels = self.store.labels[rows].to(self.device)
+        latents = self.source.latents(rows, views, step).to(self.device)
+        labels = self.source.labels[rows].to(self.device)
         grid = self.model.mask_grid(*latents.shape[2:])
         uniforms = draws.uniform(draws.key(self.recipe.seed, "mask", step), (len(rows), *grid), device=self.device)
         mask = self.model.random_mask(uniforms, self.encoder.mask_ratio)
@@ -66,9 +84,9 @@ class MaskedTraining:
         loss = output.loss.mean()
         loss.backward()
         return {
-            "loss": float(loss),
-            "reconstruction": float(output.reconstruction.mean()),
-            "classification": float(output.classification.mean()),
+            "loss": float(loss.detach()),
+            "reconstruction": float(output.reconstruction.detach().mean()),
+            "classification": float(output.classification.detach().mean()),
             "classifier_weight": weight,
             **self.optimisation.apply(step),
         }

@@ -14,7 +14,7 @@ from drifting_core.data.latents import LatentStore
 from drifting_core.devices import device
 from drifting_core.faults import Fault
 from drifting_core.jobs import StopRequest
-from drifting_core.models.exports import load_export, write_export
+from drifting_core.models.exports import load_encoder, write_export
 from drifting_core.provenance import code_version, environment
 from drifting_core.training import generator as drifting
 from drifting_core.training import mae
@@ -38,12 +38,20 @@ def train_encoder(
     encoder = parts["encoder"]
     store = _verified_store(latents, verification)
     on = device(encoder.resources.gpus, threads)
-    crops = None
+    source: mae.Source = mae.StoredLatents(store)
     if encoder.augmentation == "online":
         from drifting_core.training.crops import OnlineCrops  # brings the tokenizer's library, which takes seconds
 
-        crops = OnlineCrops(parts["data"], encoder, index=index, tokenizer=tokenizer, device=on, threads=threads)
-    trainee = mae.MaskedTraining(encoder, store, on, crops)
+        source = OnlineCrops(
+            parts["data"],
+            encoder,
+            index=index,
+            tokenizer=tokenizer,
+            rejects=store.manifest.rejects,
+            device=on,
+            threads=threads,
+        )
+    trainee = mae.MaskedTraining(encoder, store, source, on)
     state = StateFolder(output.parent / "state", configuration)
     _write_snapshot(output.parent)
     steps = encoder.training.steps
@@ -60,9 +68,7 @@ def train_encoder(
     ).write(output)
 
 
-def export_encoder(
-    parts: Mapping[str, Any], *, configuration: str, trained: Path, latents: Path, output: Path
-) -> None:
+def export_encoder(parts: Mapping[str, Any], *, configuration: str, trained: Path, latents: Path, output: Path) -> None:
     """Write the encoder's EMA weights where later stages look for them."""
     record = EncoderTrained.read(trained)
     record.verify(trained.parent)
@@ -96,7 +102,7 @@ def train_generator(
     """Bring the generator to `until` steps and export its EMA weights."""
     training = parts["training"]
     store = _verified_store(latents, verification)
-    network, export = load_export(encoder, "encoder")
+    network, export = load_encoder(encoder)
     store.require_contract(export.latents, f"the encoder {encoder}")
     on = device(training.resources.gpus, threads)
     trainee = drifting.DriftTraining(parts["generator"], parts["objective"], training, store, network, on)
@@ -130,5 +136,3 @@ def _verified_store(latents: Path, verification: Path) -> LatentStore:
 def _write_snapshot(folder: Path) -> None:
     """env_snapshot.json: where this training last ran, with which packages. No artifact refers to it."""
     publish_text(folder / "env_snapshot.json", json.dumps(environment(), indent=1) + "\n")
-
-

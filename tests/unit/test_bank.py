@@ -14,7 +14,11 @@ from drifting_core.faults import Fault
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=20), min_size=1, max_size=8), st.integers(1, 6), st.integers(1, 9))
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=20), min_size=1, max_size=8),
+    st.integers(1, 6),
+    st.integers(1, 9),
+)
 def test_rings_hold_the_latest(batches: list[list[int]], per_class: int, unconditional: int) -> None:
     bank = SampleBank(4, per_class, unconditional)
     classes = [deque(maxlen=per_class) for _ in range(4)]  # type: ignore[var-annotated]

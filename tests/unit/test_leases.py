@@ -45,7 +45,7 @@ def test_a_killed_holder_frees_the_folder_at_once(tmp_path: Path) -> None:
 
 def test_an_orphan_is_waited_for(tmp_path: Path) -> None:
     # A shell starts the holder and is killed, as Snakemake would be: the holder lives on without it.
-    command = f"{sys.executable} -c \"$HOLD\" {tmp_path} 3 & echo $!; wait"
+    command = f'{sys.executable} -c "$HOLD" {tmp_path} 3 & echo $!; wait'
     head = subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, env={"HOLD": HOLD, "PATH": "/usr/bin:/bin"})
     assert head.stdout is not None
     lines = {head.stdout.readline(), head.stdout.readline()}

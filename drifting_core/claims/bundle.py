@@ -1,0 +1,172 @@
+"""The claim bundle: a folder that holds every number, picture, value, hash and command, and can be checked by itself.
+
+Files are written one by one, manifest.json (the hash of each) after them and claim_bundle.done (the hash of the
+manifest) last, so a bundle without the last is no bundle.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from drifting_core.artifacts import (
+    Bundle,
+    Index,
+    Metrics,
+    MetricsTable,
+    Neighbours,
+    publish,
+    records,
+)
+from drifting_core.claims import card, figures
+from drifting_core.claims.sources import Source, Sources
+from drifting_core.claims.verifying import DONE, MANIFEST, files_of, marker
+from drifting_core.config import Section
+from drifting_core.evaluation.grid import GRID, grid_samples
+from drifting_core.provenance import code_version
+
+_PAIRS = "pairs.png"
+
+
+def make_bundle(
+    folder: Path,
+    run: str,
+    given: Sequence[tuple[str, Path]],
+    *,
+    typed: Mapping[str, Section],
+    configuration: str,
+) -> None:
+    """Make the bundle of `run` in `folder`, bundles/RUN below the results, from the artifacts `given` as (role, path).
+
+    `typed`: the sections of the whole configuration. Raises Fault when artifacts are missing or do not fit together.
+    """
+    results = folder.parent.parent
+    sources = Sources([*given, *_environment(given)], results)
+    values: dict[str, Any] = {"name": run.rsplit("-", 1)[0], "results": results.as_posix()}
+    values |= {name: section.model_dump(mode="json") for name, section in typed.items()}
+    (folder / DONE).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    written = _write(folder, _contents(sources, values, run))
+    for stale in set(files_of(folder)) - set(written):
+        (folder / stale).unlink()
+    Bundle(
+        configuration=configuration,
+        code=code_version(),
+        inputs={source.below_results: source.sha256 for source in sources.all},
+        files=records(folder, sorted(written)),
+        run=run,
+        configuration_values=values,
+    ).write(folder / MANIFEST)
+    marker(folder).write(folder / DONE)
+
+
+def _environment(given: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """The snapshot of packages and hardware that training left beside the run's configuration."""
+    beside = [path.parent / "env_snapshot.json" for role, path in given if role == "run"]
+    return [("environment", path) for path in beside if path.is_file()]
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> list[str]:
+    for place, content in contents.items():
+        with publish(folder / place) as scratch:
+            scratch.write_bytes(content)
+    return list(contents)
+
+
+def _contents(sources: Sources, values: Mapping[str, Any], run: str) -> dict[str, bytes]:
+    """Every file of the bundle but the last two, by its place."""
+    contents = {source.place: source.path.read_bytes() for source in sources.all}
+    pictures, captions = _pictures(sources, values)
+    contents |= {f"figures/{name}": picture for name, picture in pictures.items()}
+    contents["configuration.json"] = _json(values)
+    contents["provenance.json"] = _json(sources.graph())
+    blocks = card.claim_content(sources, values, run, _commands(values["results"], run), captions)
+    contents["CLAIM.md"] = card.markdown(blocks).encode()
+    report = card.report(blocks, f"Claim of {run}", lambda place: base64.b64encode(contents[place]).decode())
+    contents["report.html"] = report.encode()
+    return contents
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _commands(results: str, run: str) -> str:
+    return "\n".join(
+        [
+            "# from the root of a checkout of the version that manifest.json names under 'code'",
+            f"python workflow_scripts/verify_bundle.py {results}/bundles/{run}",
+            f"snakemake --profile local {results}/claim_bundle.done --configfile {results}/bundles/{run}/configuration.json",
+        ]
+    )
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def _pictures(sources: Sources, values: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """PNG and caption of every figure that the artifacts allow, by file name."""
+    tables = sources.tables
+    distance = tables["claim"].distance_name
+    made: dict[str, tuple[bytes, str]] = {"claim_grid.png": _claim_grid(sources)}
+    if "curve" in tables:
+        strip = _strip(sources, tables["curve"], "step")
+        made["curve.png"] = (
+            figures.curve(tables["curve"]),
+            f"{distance} with its standard error, and diversity within classes, over training (step 0: untrained).",
+        )
+        made["steps.png"] = (strip, "Equal noise and labels over training: one sample of each class, a row per export.")
+    sweep = tables["alpha_sweep"]
+    made["alpha_sweep.png"] = (
+        figures.sweep(sweep),
+        f"{distance} and diversity of step {sweep.rows[0]['step']} by guidance strength.",
+    )
+    made["alpha_strip.png"] = (
+        _strip(sources, sweep, "alpha"),
+        f"Equal noise and labels under each guidance strength, step {sweep.rows[0]['step']}.",
+    )
+    made["neighbour_pairs.png"] = _neighbour_pairs(sources)
+    return {name: picture for name, (picture, _) in made.items()}, {name: words for name, (_, words) in made.items()}
+
+
+def _grid(sources: Sources, row: Mapping[str, Any]) -> figures.Pixels:
+    """The grid beside the metrics of a row, checked against their record."""
+    source = sources.of_row(row)
+    metrics = source.content
+    assert isinstance(metrics, Metrics)
+    metrics.verify(source.path.parent)
+    return figures.read_picture(source.path.parent / GRID)
+
+
+def _claim_grid(sources: Sources) -> tuple[bytes, str]:
+    row = sources.tables["claim"].rows[0]
+    names = _class_names(sources, sources.tables["claim"])
+    words = "a row per class" if len(names) == len(sources.one("index", Index).wnids) else f"{len(names)} of the classes"
+    caption = f"Generated images of the claim set, the first of each class, unselected; {words} (seed {row['seed']})."
+    return figures.labelled_rows(_grid(sources, row), names), caption
+
+
+def _class_names(sources: Sources, table: MetricsTable) -> list[str]:
+    """The first word of the name of each class that a grid has a row of."""
+    names = sources.one("index", Index).names
+    shown = grid_samples(len(names), table.contract.samples)
+    return [names[row[0] % len(names)].split(",")[0] for row in shown]
+
+
+def _strip(sources: Sources, table: MetricsTable, column: str) -> bytes:
+    """The first sample of each class, a row for every value of `column` (one seed, so equal noise)."""
+    seed = min(row["seed"] for row in table.rows)
+    rows = sorted((row for row in table.rows if row["seed"] == seed), key=lambda row: row[column])
+    count = len(_class_names(sources, table))
+    picture = figures.stacked([figures.first_column(_grid(sources, row), count) for row in rows])
+    return figures.labelled_rows(picture, [f"{column} {row[column]:g}" for row in rows])
+
+
+def _neighbour_pairs(sources: Sources) -> tuple[bytes, str]:
+    source: Source = sources.source("neighbours")
+    sources.one("neighbours", Neighbours).verify(source.path.parent)
+    picture = figures.labelled_rows(figures.read_picture(source.path.parent / _PAIRS), ["generated", "nearest real"])
+    return picture, "The generated images nearest to the training set, closest first, above their nearest training image."

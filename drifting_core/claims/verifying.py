@@ -1,0 +1,86 @@
+"""Whether a claim bundle is whole; light, so that a reader can check one anywhere."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from drifting_core.artifacts import Bundle, BundleDone, MetricsTable, publish, sha256_file
+from drifting_core.faults import Fault
+
+MANIFEST, DONE = "manifest.json", "claim_bundle.done"
+_LEASE = ".lease"  # of whoever is writing the bundle; no part of it
+
+
+def marker(folder: Path) -> BundleDone:
+    """What claim_bundle.done says of a folder whose manifest is there."""
+    manifest, digest = Bundle.read(folder / MANIFEST), sha256_file(folder / MANIFEST)
+    return BundleDone(
+        configuration=manifest.configuration,
+        code=manifest.code,
+        inputs={"manifest": digest},
+        run=manifest.run,
+        folder=f"{folder.absolute().parent.name}/{folder.absolute().name}",
+        manifest_sha256=digest,
+    )
+
+
+def files_of(folder: Path) -> list[str]:
+    """Everything in the bundle that its manifest must list."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+    return sorted(name for name in found if name not in (MANIFEST, DONE, _LEASE))
+
+
+def verify_bundle(folder: Path) -> Bundle:
+    """Re-hash the whole bundle. Raises Fault naming the first file that is missing, changed or not listed."""
+    done = BundleDone.read(folder / DONE)
+    if not (folder / MANIFEST).is_file():
+        raise Fault(f"{folder / MANIFEST}: missing; the bundle is not whole")
+    found = sha256_file(folder / MANIFEST)
+    if found != done.manifest_sha256:
+        raise Fault(f"{folder / MANIFEST}: SHA-256 {found[:16]}…, {DONE} says {done.manifest_sha256[:16]}…; it was changed")
+    manifest = Bundle.read(folder / MANIFEST)
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = Path(scratch) / DONE
+        marker(folder).write(expected)
+        if expected.read_bytes() != (folder / DONE).read_bytes():
+            raise Fault(f"{folder / DONE}: is not what {MANIFEST} and the folder's name say; it was changed")
+    manifest.verify(folder)
+    extra = sorted(set(files_of(folder)) - set(manifest.files))
+    if extra:
+        raise Fault(f"{folder / extra[0]}: not listed in {MANIFEST}; {len(extra)} file(s) were added to the bundle")
+    return manifest
+
+
+def point_to(bundle: Path, output: Path) -> None:
+    """Make results/claim_bundle.done from a bundle's own, after checking the bundle."""
+    verify_bundle(bundle.parent)
+    with publish(output) as scratch:
+        scratch.write_bytes(bundle.read_bytes())
+
+
+def summary(claim: Path) -> list[str]:
+    """The claim in lines for a terminal, with the places of bundle, grid and report. `claim`: results/claim_bundle.done."""
+    done = BundleDone.read(claim)
+    folder = claim.parent / done.folder
+    table = MetricsTable.read(folder / "tables/claim.json")
+    places = {"bundle": "", "claim": "CLAIM.md", "report": "report.html", "sample grid": "figures/claim_grid.png"}
+    return [
+        f"claim of {done.run}",
+        *claim_lines(table),
+        *(f"{what + ':':<13}{folder / name}" for what, name in places.items()),
+    ]
+
+
+def claim_lines(table: MetricsTable) -> list[str]:
+    """The claim for a terminal, a line per seed."""
+    lines = []
+    for row in table.rows:
+        accuracy = "" if row["label_accuracy"] is None else f", class accuracy {row['label_accuracy']:.3f}"
+        lines.append(
+            f"step {row['step']}, alpha {row['alpha']:g}, seed {row['seed']}, {table.contract.samples:,} images: "
+            f"{table.distance_name} {row['distance']:.4g} ± {row['distance_error']:.2g}, {table.score_name} "
+            f"{row['score']:.3f}, precision {row['precision']:.3f}, recall {row['recall']:.3f}{accuracy}, "
+            f"diversity {row['within_class_diversity']:.3f}"
+        )
+    return lines

@@ -1,0 +1,215 @@
+"""The bundle: whole or refused, self-contained, and consistent with what it was made from."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+from evaluation_samples import write_claim, write_metrics
+
+from drifting_core import artifacts, config
+from drifting_core.claims.bundle import make_bundle
+from drifting_core.claims.verifying import point_to, summary, verify_bundle
+from drifting_core.evaluation.tables import make_table
+from drifting_core.faults import Fault
+
+RUN = "demo-00000000"
+
+
+@pytest.fixture(scope="module")
+def claim(tmp_path_factory):
+    """A results folder with a claim and its bundle."""
+    results = tmp_path_factory.mktemp("claim") / "results"
+    given = write_claim(results)
+    bundle(results, given)
+    return results
+
+
+@pytest.fixture
+def folder(claim, tmp_path):
+    """A copy of the bundle, free to be damaged."""
+    return shutil.copytree(claim / "bundles" / RUN, tmp_path / "bundles" / RUN)
+
+
+def bundle(results, given):
+    values = json.loads(json.dumps({"data": {"image_size": 4}, "generator": GENERATOR, "training": TRAINING}))
+    typed = {name: Values(own) for name, own in values.items()}
+    make_bundle(results / "bundles" / RUN, RUN, given, typed=typed, configuration="0" * 64)
+
+
+GENERATOR = {"depth": 1, "hidden_size": 32, "patch_size": 4}
+TRAINING = {"learning_rate": 1e-3, "ema": 0.9, "steps": 1000}
+
+
+class Values:
+    """Stands for a section of the configuration."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def model_dump(self, mode):
+        return self.values
+
+
+def test_a_bundle_is_whole_and_repeats_byte_for_byte(claim, tmp_path):
+    first = claim / "bundles" / RUN
+    listed = verify_bundle(first).files
+    assert {"CLAIM.md", "report.html", "configuration.json", "provenance.json", "tables/claim.json"} <= listed.keys()
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    bundle(claim, write_claim(claim))
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+
+
+def test_one_flipped_byte_in_any_file_is_found_and_named(folder):
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        content = path.read_bytes()
+        for place in (0, len(content) // 2, len(content) - 1):
+            damaged = bytearray(content)
+            damaged[place] ^= 1
+            path.write_bytes(damaged)
+            with pytest.raises(Fault, match=re.escape(path.name)):
+                verify_bundle(folder)
+        path.write_bytes(content)
+    verify_bundle(folder)
+
+
+def test_missing_and_added_files_are_named(folder):
+    (folder / "figures/extra.png").write_bytes(b"")
+    with pytest.raises(Fault, match=r"extra\.png: not listed"):
+        verify_bundle(folder)
+    (folder / "figures/extra.png").unlink()
+    (folder / "CLAIM.md").unlink()
+    with pytest.raises(Fault, match=r"CLAIM\.md: missing"):
+        verify_bundle(folder)
+    (folder / "claim_bundle.done").unlink()
+    with pytest.raises(Fault, match=r"claim_bundle\.done: missing"):
+        verify_bundle(folder)
+
+
+def test_every_link_of_the_claim_leads_to_a_listed_file(claim):
+    folder = claim / "bundles" / RUN
+    listed = set(verify_bundle(folder).files) | {"manifest.json"}
+    links = set(re.findall(r"\]\(([^)]+)\)", (folder / "CLAIM.md").read_text()))
+    assert links
+    assert links <= listed
+    report = (folder / "report.html").read_text()
+    assert set(re.findall(r'href="([^"]+)"', report)) <= listed
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]+)"', report))
+    assert "http" not in re.sub(r'src="[^"]+"', "", report)
+
+
+def test_numbers_of_a_small_network_are_never_called_fid(claim):
+    folder = claim / "bundles" / RUN
+    text = (folder / "CLAIM.md").read_text()
+    assert "FD and DS, not FID and IS" in text
+    assert not re.search(r"\| (FID|IS) \|", text)
+    assert all("FID" not in path.read_text() for path in folder.rglob("*.json"))
+
+
+def test_provenance_names_what_each_artifact_was_made_from(claim):
+    graph = json.loads((claim / "bundles" / RUN / "provenance.json").read_text())
+    table = next(node for node in graph if node["artifact"] == "tables/claim.json")
+    assert table["made_from"] == {"step_1000/alpha_1.5/seed_1000": f"artifacts/runs/{RUN}/claim/metrics.json"}
+
+
+def test_the_pointer_and_the_summary(claim):
+    point_to(claim / "bundles" / RUN / "claim_bundle.done", claim / "claim_bundle.done")
+    lines = summary(claim / "claim_bundle.done")
+    assert any("FD 10.1 ± 0.1" in line for line in lines)
+    assert any(line.endswith(f"bundles/{RUN}/report.html") for line in lines)
+
+
+def test_a_damaged_bundle_is_not_pointed_to(folder):
+    (folder / "CLAIM.md").write_text("better")
+    with pytest.raises(Fault, match=r"CLAIM\.md"):
+        point_to(folder / "claim_bundle.done", folder.parent / "claim_bundle.done")
+    assert not (folder.parent / "claim_bundle.done").exists()
+
+
+def test_a_table_row_without_its_metrics_is_refused(tmp_path):
+    given = write_claim(tmp_path)
+    lacking = [(role, path) for role, path in given if "alpha_2.5" not in path.as_posix()]
+    with pytest.raises(Fault, match=r"'alpha_sweep' has a row for step 1000, alpha 2\.5"):
+        bundle(tmp_path, lacking)
+
+
+def test_an_edited_number_is_refused(tmp_path):
+    given = dict(reversed(write_claim(tmp_path)))
+    text = given["claim"].read_text()
+    given["claim"].write_text(text.replace('"distance": 10.1', '"distance": 1.1'))
+    with pytest.raises(Fault, match=r"'claim' and .* differ in \['distance'\]"):
+        bundle(tmp_path, write_claim_again(tmp_path, given))
+
+
+def write_claim_again(results, single):
+    """The inputs of a claim that is there already."""
+    metrics = [("metrics", path) for path in sorted(results.glob("runs/*/**/metrics.json"))]
+    return metrics + [(role, path) for role, path in single.items() if role != "metrics"]
+
+
+def test_a_claim_at_another_choice_or_on_a_selection_seed_is_refused(tmp_path):
+    run = tmp_path / "runs" / RUN
+    for seed, step, message in ((1000, 500, "recommendation says step 1000"), (1, 1000, "took part in the selection")):
+        given = dict(reversed(write_claim(tmp_path)))
+        write_metrics(run / "claim/metrics.json", step, 1.5, seed, 10.1, samples=1000)
+        make_table("claim", [run / "claim/metrics.json"]).write(run / "tables/claim.json")
+        with pytest.raises(Fault, match=message):
+            bundle(tmp_path, write_claim_again(tmp_path, given))
+
+
+def test_a_swapped_grid_is_refused(tmp_path):
+    given = write_claim(tmp_path)
+    (tmp_path / "runs" / RUN / "claim/grid.png").write_bytes(b"another")
+    with pytest.raises(Fault, match=r"grid\.png"):
+        bundle(tmp_path, given)
+
+
+def test_roles_are_complete(tmp_path):
+    given = write_claim(tmp_path)
+    with pytest.raises(Fault, match="0 inputs have the role 'neighbours'"):
+        bundle(tmp_path, [(role, path) for role, path in given if role != "neighbours"])
+
+
+def test_what_an_earlier_bundle_left_is_removed(tmp_path):
+    given = write_claim(tmp_path)
+    stale = tmp_path / "bundles" / RUN / "figures/old.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"")
+    bundle(tmp_path, given)
+    assert not stale.exists()
+    verify_bundle(tmp_path / "bundles" / RUN)
+
+
+def test_tables_refuse_unlike_contracts_and_repeated_rows(tmp_path):
+    one = write_metrics(tmp_path / "one/metrics.json", 1, 1.0, 1, 5.0)
+    two = write_metrics(tmp_path / "two/metrics.json", 2, 1.0, 1, 5.0, uint8="round")
+    with pytest.raises(Fault, match="uint8: 'truncate' against 'round'"):
+        make_table("t", [one, two])
+    again = write_metrics(tmp_path / "again/metrics.json", 1, 1.0, 1, 5.0)
+    with pytest.raises(Fault, match="same evaluation"):
+        make_table("t", [one, again])
+
+
+def test_the_real_configuration_makes_a_card(tmp_path, demo_values):
+    made = config.load(demo_values)
+    whole = made.stage_slice("bundle")
+    typed = config.sections(whole, config.operations(made))
+    make_bundle(tmp_path / "bundles" / RUN, RUN, write_claim(tmp_path), typed=typed, configuration=config.digest(whole))
+    written = json.loads((tmp_path / "bundles" / RUN / "configuration.json").read_text())
+    again = config.load(written)
+    assert again.stage_slice("bundle") == whole
+    assert isinstance(verify_bundle(tmp_path / "bundles" / RUN), artifacts.Bundle)
+
+
+def test_tables_need_no_torch():
+    import subprocess
+
+    code = (
+        "import sys, drifting_core.evaluation.recommend, drifting_core.claims.verifying; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

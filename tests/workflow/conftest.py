@@ -1,0 +1,157 @@
+"""Snakemake as users start it, in a folder of its own, on the tiny configuration (tests/data/tiny.yaml)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = "results/claim_bundle.done"
+
+
+@dataclass
+class Site:
+    """A working folder with a configuration file of its own."""
+
+    folder: Path
+
+    def configure(self, name: str = "config.yaml", **changes: Any) -> Path:
+        """Write the tiny configuration with dotted changes, e.g. `**{"training.steps": 60}`."""
+        values = yaml.safe_load((ROOT / "tests/data/tiny.yaml").read_text())
+        for dotted, value in changes.items():
+            *sections, key = dotted.split(".")
+            section = values
+            for part in sections:
+                section = section.setdefault(part, {})
+            section[key] = value
+        path = self.folder / name
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return path
+
+    def command(self, *arguments: str, config: str = "config.yaml", profile: bool = True) -> list[str]:
+        """What `make demo` runs, here: the launcher with Snakemake's arguments."""
+        chosen = ["--profile", str(ROOT / "profiles/local")] if profile else ["--cores", "2"]
+        return [
+            sys.executable, str(ROOT / "workflow_scripts/run_workflow.py"), *chosen, "--snakefile", str(ROOT / "Snakefile"),
+            *arguments, "--configfile", config,
+        ]  # fmt: skip
+
+    def snakemake(self, *arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments, **how), cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the workflow as the head of its own process group."""
+        return subprocess.Popen(
+            self.command(*arguments), cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def planned(self, *arguments: str, **how: Any) -> list[tuple[str, str]]:
+        """(rule, output) of every job that a dry run would start."""
+        done = self.snakemake("-n", *arguments, **how)
+        assert done.returncode == 0, done.stdout
+        return re.findall(r"^(?:local)?rule (\w+):\n(?:    input: .*\n)?    output: (\S+?),?$", done.stdout, re.MULTILINE)
+
+    def finished(self) -> dict[Path, int]:
+        """Outputs that Snakemake takes for done, with their modification times."""
+        incomplete = {path.name for path in (self.folder / ".snakemake/incomplete").glob("*")}
+        jsons = [path for path in (self.folder / "results").rglob("*.json") if "state" not in path.parts]
+        import base64
+
+        return {
+            path: path.stat().st_mtime_ns
+            for path in jsons
+            if base64.b64encode(str(path.relative_to(self.folder)).encode()).decode() not in incomplete
+        }
+
+    def jobs(self) -> list[psutil.Process]:
+        """Job processes that work in this folder, whoever started them."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if "workflow_scripts" in " ".join(process.cmdline()) and Path(process.cwd()) == self.folder:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                continue
+        return found
+
+    def artifacts(self) -> dict[Path, dict[str, Any]]:
+        """Every JSON that the workflow wrote, parsed."""
+        paths = [*(self.folder / "results").rglob("*.json"), *(self.folder / "results").rglob("*.done")]
+        return {path: json.loads(path.read_text()) for path in paths}
+
+
+@dataclass
+class Walk:
+    """What happened on the way to the tiny claim bundle."""
+
+    site: Site
+    kills: list[str]
+    repeated: list[str]
+    output: str
+
+
+@pytest.fixture(scope="session")
+def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """The tiny configuration brought to its bundle through kill -9: three times everything, once the head alone."""
+    site = Site(tmp_path_factory.mktemp("site").resolve())
+    site.configure()
+    seed = int(os.environ.get("KILL_SEED", str(time.time_ns() % 10**6)))
+    print(f"KILL_SEED={seed}")
+    random = Random(seed)
+    kills, repeated = [], []
+    before: dict[Path, int] = {}
+
+    def note_repeats() -> None:
+        now = site.finished()
+        repeated.extend(str(path) for path, stamp in before.items() if path in now and now[path] != stamp)
+
+    for kill in ("all", "all", "head", "all"):
+        head = site.start(TARGET)
+        if not _wait(head, random.uniform(8, 20)):
+            break
+        if kill == "head":
+            _wait_for_job(site, head)
+            head.send_signal(signal.SIGKILL)
+        else:
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+        kills.append(f"{kill} with {len(site.jobs())} job(s) left running")
+        note_repeats()
+        before = site.finished()
+    done = site.snakemake(TARGET)
+    assert done.returncode == 0, done.stdout
+    note_repeats()
+    return Walk(site, kills, repeated, done.stdout)
+
+
+def _wait(head: subprocess.Popen[str], seconds: float) -> bool:
+    """True when the head still runs after `seconds`."""
+    try:
+        head.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _wait_for_job(site: Site, head: subprocess.Popen[str]) -> None:
+    """A head is killed alone only where it leaves something behind."""
+    for _ in range(200):
+        if any(process.ppid() == head.pid for process in site.jobs()):
+            return
+        time.sleep(0.05)

@@ -1,0 +1,171 @@
+"""From nothing to the claim bundle, through kills; then what may and what may not be done again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from drifting_core import artifacts
+from drifting_core.artifacts import Artifact, sha256_file
+from tests.workflow.conftest import ROOT, TARGET, Site, Walk
+
+pytestmark = pytest.mark.workflow
+
+
+def test_kills_at_random_moments_end_in_the_same_bundle(walk: Walk) -> None:
+    assert len(walk.kills) == 4, walk.kills
+    assert (walk.site.folder / TARGET).is_file()
+    assert not walk.repeated, "finished jobs were repeated"
+    assert not list((walk.site.folder / "results").rglob(".*.tmp.*")), "a scratch file was left"
+
+
+def test_every_json_validates_and_records_where_it_comes_from(walk: Walk) -> None:
+    models = {model.model_fields["kind"].default: model for model in descendants(Artifact) if "kind" in model.model_fields}
+    found = set()
+    for path, values in walk.site.artifacts().items():
+        if path.name == "env_snapshot.json" or "bundles" in path.parts and "kind" not in values:
+            continue
+        model = models[values["kind"]]
+        model.model_validate(values)
+        found.add(values["kind"])
+        assert values["configuration"], path
+        assert values["code"].startswith("0."), path
+        assert values["inputs"] or values["kind"] in ("packed_photos", "run", "state"), path
+    assert found >= set(models) - {"packed_photos"} | {"packed_photos"}
+
+
+def descendants(model: type[BaseModel]) -> list[Any]:
+    return [m for child in model.__subclasses__() for m in (child, *descendants(child))]
+
+
+def test_every_listed_file_is_as_recorded_and_every_input_is_there(walk: Walk) -> None:
+    results = walk.site.folder / "results"
+    hashes = {sha256_file(path) for path in walk.site.artifacts()}
+    checked = 0
+    for path, values in walk.site.artifacts().items():
+        if "bundles" in path.parts:
+            continue
+        for name, record in values.get("files", {}).items():
+            artifacts.check_file(path.parent / name, artifacts.FileRecord(**record))
+            checked += 1
+        for role, digest in values.get("inputs", {}).items():
+            assert digest in hashes, f"{path.relative_to(results)}: nothing has the hash of its input '{role}'"
+    assert checked > 15
+
+
+def verify(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "workflow_scripts/verify_bundle.py"), str(folder)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_verify_bundle_finds_one_flipped_byte_anywhere(walk: Walk, tmp_path: Path) -> None:
+    [bundle] = (walk.site.folder / "results/bundles").iterdir()
+    assert verify(bundle).returncode == 0, verify(bundle).stderr
+    copy = tmp_path / "bundle"
+    shutil.copytree(bundle, copy)
+    for path in sorted(path for path in copy.rglob("*") if path.is_file() and path.name != ".lease")[::5]:
+        content = path.read_bytes()
+        flipped = bytearray(content)
+        flipped[len(flipped) // 2] ^= 1
+        path.write_bytes(flipped)
+        failed = verify(copy)
+        assert failed.returncode == 1, path
+        path.write_bytes(content)
+    assert verify(copy).returncode == 0
+
+
+def test_nothing_is_done_again(walk: Walk) -> None:
+    done = walk.site.snakemake(TARGET)
+    assert "Nothing to be done" in done.stdout
+
+
+@pytest.mark.parametrize("profile", [True, False])
+def test_threads_intervals_and_devices_rerun_nothing(walk: Walk, profile: bool) -> None:
+    walk.site.configure(
+        "operations.yaml",
+        **{
+            "training.resources": {"threads": 2, "runtime_minutes": 7},
+            "training.log_every": 3,
+            "training.commit_every": 7,
+            "encoder.log_every": 2,
+            "evaluation.resources": {"threads": 2},
+        },
+    )
+    assert walk.site.planned(TARGET, config="operations.yaml", profile=profile) == []
+
+
+def test_a_touched_file_reruns_nothing(walk: Walk) -> None:
+    for path in walk.site.artifacts():
+        path.touch()
+    assert walk.site.planned(TARGET) == []
+
+
+def test_a_longer_horizon_runs_only_the_new_slices(walk: Walk) -> None:
+    walk.site.configure("longer.yaml", **{"training.steps": 120})
+    planned = walk.site.planned(TARGET, config="longer.yaml")
+    slices = [output.split("/")[-2] for rule, output in planned if rule == "train_generator"]
+    assert slices == ["step_90", "step_120"]
+    rules = {rule for rule, _ in planned}
+    assert rules <= {
+        "train_generator", "sample", "evaluate", "tabulate", "recommend", "sample_claim", "evaluate_claim",
+        "audit_neighbours", "make_bundle", "claim_bundle",
+    }  # fmt: skip
+
+
+def test_another_learning_rate_is_a_run_beside_the_old_one(walk: Walk) -> None:
+    walk.site.configure("faster.yaml", **{"training.learning_rate": 1e-3})
+    planned = walk.site.planned(TARGET, config="faster.yaml")
+    [old] = (walk.site.folder / "results/runs").iterdir()
+    outputs = [output for _, output in planned]
+    assert outputs
+    assert not any(old.name in output for output in outputs)
+    assert {rule for rule, _ in planned}.isdisjoint({"train_encoder", "encode_latents", "make_tokenizer", "make_reference"})
+
+
+def test_an_evaluation_of_an_existing_run_is_had_by_name_from_another_configuration(walk: Walk) -> None:
+    walk.site.configure("other.yaml", **{"training.learning_rate": 3e-3, "name": "other"})
+    [run] = (walk.site.folder / "results/runs").iterdir()
+    name = f"results/runs/{run.name}/eval/step_30/alpha_2.5/seed_77/n_50/metrics.json"
+    done = walk.site.snakemake(name, config="other.yaml")
+    assert done.returncode == 0, done.stdout
+    metrics = json.loads((walk.site.folder / name).read_text())
+    assert (metrics["step"], metrics["alpha"], metrics["seed"], metrics["contract"]["samples"]) == (30, 2.5, 77, 50)
+    assert (metrics["distance_name"], metrics["score_name"]) == ("FD", "DS")
+
+
+def test_a_run_that_nobody_made_is_a_clear_message(walk: Walk) -> None:
+    done = walk.site.snakemake("results/runs/nobody-01234567/exports/step_0/metadata.json")
+    assert done.returncode != 0
+    assert "no known configuration has the run 'nobody-01234567'" in done.stdout
+
+
+def test_a_second_head_is_refused_with_the_pid_of_the_first(walk: Walk) -> None:
+    head = walk.site.start(TARGET, "--forcerun", "make_bundle", "--rerun-triggers", "mtime")
+    try:
+        import time
+
+        time.sleep(2.0)
+        assert head.poll() is None
+        refused = walk.site.snakemake(TARGET)
+        assert refused.returncode == 1
+        assert f"process {head.pid}" in refused.stdout
+    finally:
+        head.wait()
+
+
+def test_a_truncated_table_is_made_again_not_believed(walk: Walk, tmp_path: Path) -> None:
+    site = Site(tmp_path / "copy")
+    shutil.copytree(walk.site.folder, site.folder, symlinks=True)
+    [recommendation] = (site.folder / "results/runs").glob("*/recommendation.json")
+    recommendation.write_text(recommendation.read_text()[:40])
+    done = site.snakemake(TARGET)
+    assert "Nothing to be done" not in done.stdout
+    assert done.returncode == 1
+    assert "recommendation.json: not a Recommendation" in done.stdout

@@ -1,0 +1,52 @@
+"""Look up the nearest training images of generated ones. Writes pairs.png and the output beside it.
+
+Example:
+  python workflow_scripts/audit_neighbours.py --config "$SLICE" --operations "$OPERATIONS" \\
+      --samples results/runs/R/claim/seed_1000/samples/manifest.json --tokenizer results/tokenizer/T/manifest.json \\
+      --network results/features/N/manifest.json --reference results/reference/F/manifest.json \\
+      --index results/data/D/index.json --output results/runs/R/neighbours/neighbours.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import Archives, Resources, digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+SLICE = "slice: evaluation.neighbours, evaluation.contract"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help=SLICE)
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--samples", type=Path, required=True, help="manifest.json of the samples")
+    made.add_argument("--tokenizer", type=Path, required=True, help="manifest.json of the tokenizer")
+    made.add_argument("--network", type=Path, required=True, help="manifest.json of the feature network")
+    made.add_argument("--reference", type=Path, required=True, help="manifest.json of the reference statistics")
+    made.add_argument("--index", type=Path, required=True, help="index.json of the training images")
+    made.add_argument("--output", type=Path, required=True, help="neighbours.json")
+    arguments = start(made, argv)
+
+    from drifting_core.devices import device
+    from drifting_core.evaluation.neighbours import Parts, audit
+
+    place = device(Resources(**arguments.operations["evaluation"]["resources"]).gpus, arguments.threads)
+    typed = sections(arguments.config, arguments.operations)
+    with writer_lease(arguments.output.parent):
+        audit(
+            arguments.output,
+            typed["evaluation.neighbours"],
+            typed["evaluation.contract"],
+            Archives(**arguments.operations["data"]["archives"]),
+            Parts(arguments.samples, arguments.tokenizer, arguments.network, arguments.reference, arguments.index),
+            device=place,
+            configuration=digest(arguments.config),
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

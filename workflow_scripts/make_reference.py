@@ -1,0 +1,51 @@
+"""Reference statistics: all training images and some validation images under the feature network.
+
+Reads images inside the archives by byte offset. Writes statistics.npz, features_train.h5, features_val.h5 and the output.
+
+Example:
+  python workflow_scripts/make_reference.py --config "$SLICE" --operations "$OPERATIONS" \\
+      --index results/data/photos-0123abcd/index.json --network results/features/classifier-0123abcd/manifest.json \\
+      --output results/reference/photos_classifier-0123abcd/manifest.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+SLICE = "slice: data, tokenizer, evaluation.network, evaluation.reference"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help=SLICE)
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--index", type=Path, required=True, help="index.json")
+    made.add_argument("--network", type=Path, required=True, help="manifest.json of the feature network")
+    made.add_argument("--output", type=Path, required=True, help="manifest.json")
+    arguments = start(made, argv)
+
+    from drifting_core.devices import device
+    from drifting_core.evaluation.reference import make_reference
+
+    typed = sections(arguments.config, arguments.operations)
+    place = device(typed["evaluation.network"].resources.gpus, arguments.threads)
+    with writer_lease(arguments.output.parent):
+        make_reference(
+            arguments.output,
+            typed["data"],
+            typed["evaluation.reference"],
+            index=arguments.index,
+            network_path=arguments.network,
+            device=place,
+            threads=arguments.threads,
+            configuration=digest(arguments.config),
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

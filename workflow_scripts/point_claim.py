@@ -1,0 +1,27 @@
+"""Make results/claim_bundle.done, the active configuration's claim, from the bundle of its run, after re-hashing it.
+
+Example:
+  python workflow_scripts/point_claim.py --bundle results/bundles/R/claim_bundle.done --output results/claim_bundle.done
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.jobs import parser, run, start
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--bundle", type=Path, required=True, help="claim_bundle.done of a bundle")
+    made.add_argument("--output", type=Path, required=True, help="claim_bundle.done of the results")
+    arguments = start(made, argv)
+
+    from drifting_core.claims.verifying import point_to
+
+    point_to(arguments.bundle, arguments.output)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

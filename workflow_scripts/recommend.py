@@ -1,0 +1,41 @@
+"""Choose export and guidance from the tables of the selection seeds.
+
+Example:
+  python workflow_scripts/recommend.py --config "$SLICE" --operations "$OPERATIONS" \\
+      --last-k results/runs/R/tables/last_k.json --sweep results/runs/R/tables/alpha_sweep.json \\
+      --output results/runs/R/recommendation.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import digest, sections
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="slice: evaluation.selection")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--last-k", type=Path, required=True, help="table of the last exports")
+    made.add_argument("--sweep", type=Path, required=True, help="table of the guidance strengths")
+    made.add_argument("--output", type=Path, required=True, help="recommendation.json")
+    arguments = start(made, argv)
+
+    from drifting_core.evaluation.recommend import write_recommendation
+
+    with writer_lease(arguments.output.parent / f".{arguments.output.stem}"):
+        write_recommendation(
+            arguments.output,
+            sections(arguments.config, arguments.operations)["evaluation.selection"],
+            last_k=arguments.last_k,
+            sweep=arguments.sweep,
+            configuration=digest(arguments.config),
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

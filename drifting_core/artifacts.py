@@ -32,6 +32,12 @@ def _scratch_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}")
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -57,6 +63,7 @@ def publish(path: Path) -> Iterator[Path]:
         yield scratch
         with scratch.open("rb") as file:
             os.fsync(file.fileno())
+        scratch.chmod(0o666 & ~_umask())  # some writers make files that a group could not read
         os.replace(scratch, path)
     except BaseException:
         scratch.unlink(missing_ok=True)

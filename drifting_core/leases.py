@@ -1,6 +1,6 @@
 """Who may write: one writer per folder, held by the kernel.
 
-A lease is an flock on `<folder>/.lease`, so any death of its holder frees it. A job that finds it taken waits when the
+A lease is an flock on `<folder>/.lease` (`.<name>.lease` for one file of a shared folder), so any death of its holder frees it. A job that finds it taken waits when the
 holder is an orphan (its Snakemake was killed; it will end by itself) and refuses, naming the pid, when the holder's
 Snakemake is alive: then two workflows were started on one folder.
 """
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def writer_lease(folder: Path, *, poll_seconds: float = 0.5) -> Iterator[None]:
-    """Hold the right to write below `folder`. Raises Fault when a live job holds it."""
+def writer_lease(folder: Path, name: str = "", *, poll_seconds: float = 0.5) -> Iterator[None]:
+    """Hold the right to write below `folder`, or of its file `name` alone. Raises Fault when a live job holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lease").open("a+") as file:
+    with (folder / (f".{name}.lease" if name else ".lease")).open("a+") as file:
         _wait_for_turn(file, folder, poll_seconds)
         file.seek(0)
         file.truncate()

@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     data = sections(arguments.config, arguments.operations)["data"]
     place = device(data.latents.resources.gpus, arguments.threads)
-    # Shards of a split are encoded at the same time: each has its own lease, on the file's stem.
-    with writer_lease(arguments.output.parent / f".{arguments.output.stem}"):
+    # Shards of a split are encoded at the same time: each has its own lease.
+    with writer_lease(arguments.output.parent, arguments.output.name):
         tokenizer = Tokenizer.of(arguments.tokenizer, place, data.latents.precision)
         encode_shard(
             data,

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from drifting_core.evaluation.tables import make_table
 
     # Tables of a folder are made at the same time: each has its own lease.
-    with writer_lease(arguments.output.parent / f".{arguments.output.stem}"):
+    with writer_lease(arguments.output.parent, arguments.output.name):
         make_table(arguments.title, arguments.metrics).write(arguments.output)
 
 

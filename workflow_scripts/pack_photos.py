@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     data = sections(arguments.config, arguments.operations)["data"]
     with writer_lease(arguments.output.parent):
-        pack(data.archives, arguments.output, digest(arguments.config))
+        pack(data, arguments.output, digest(arguments.config))
 
 
 if __name__ == "__main__":

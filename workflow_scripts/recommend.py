@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from drifting_core.evaluation.recommend import write_recommendation
 
-    with writer_lease(arguments.output.parent / f".{arguments.output.stem}"):
+    with writer_lease(arguments.output.parent, arguments.output.name):
         write_recommendation(
             arguments.output,
             sections(arguments.config, arguments.operations)["evaluation.selection"],

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     data = sections(arguments.config, arguments.operations)["data"]
     # Both splits are verified at the same time: each has its own lease.
-    with writer_lease(arguments.output.parent / f".{arguments.output.stem}"):
+    with writer_lease(arguments.output.parent, arguments.output.name):
         verify(data, arguments.index, arguments.latents, arguments.output, digest(arguments.config))
 
 

@@ -32,16 +32,21 @@ _ABOVE = {
 }
 
 
-def pack(archives: config.Archives, output: Path, configuration: str) -> PackedPhotos:
-    """Write the training, validation and devkit archives where `archives` says, then `output`, which lists them.
+def pack(data: config.Data, output: Path, configuration: str) -> PackedPhotos:
+    """Write the training, validation and devkit archives where `data.archives` says, then `output`, which lists them.
 
-    Raises Fault when the embedded photos cannot be read or the disk is full.
+    Each class gets its first photos, as many as `data.expected` names. Raises Fault when there are not as many, when the
+    embedded photos cannot be read, or when the disk is full.
     """
-    places = {role: Path(getattr(archives, role)) for role in ("train", "val", "devkit")}
+    places = {role: Path(getattr(data.archives, role)) for role in ("train", "val", "devkit")}
+    counts = {"train": max(data.expected.train_per_class), "val": max(data.expected.val_per_class)}
+    for split, count in counts.items():
+        if count > PER_CLASS[split]:
+            raise Fault(f"data.expected.{split}_per_class: {count}, the embedded photos have {PER_CLASS[split]} per class")
     content = {
-        "train": _train_tar(photos("train")),
-        "val": _val_tar(photos("val")),
-        "devkit": _devkit_tar_gz(),
+        "train": _train_tar(photos("train")[:, : counts["train"]]),
+        "val": _val_tar(photos("val")[:, : counts["val"]]),
+        "devkit": _devkit_tar_gz(counts["val"]),
     }
     for role, path in places.items():
         try:
@@ -54,8 +59,8 @@ def pack(archives: config.Archives, output: Path, configuration: str) -> PackedP
         code=code_version(),
         files={os.path.relpath(path, output.parent): FileRecord.of(path) for path in places.values()},
         source=SOURCE,
-        train_images=len(NAMES) * PER_CLASS["train"],
-        val_images=len(NAMES) * PER_CLASS["val"],
+        train_images=len(NAMES) * counts["train"],
+        val_images=len(NAMES) * counts["val"],
     )
     made.write(output)
     return made
@@ -77,9 +82,9 @@ def _val_tar(images: NDArray[np.uint8]) -> bytes:
     return tar_of([(f"ILSVRC2012_val_{n:08d}.JPEG", jpeg(image)) for n, image in enumerate(in_turn, start=1)])
 
 
-def _devkit_tar_gz() -> bytes:
+def _devkit_tar_gz(val_per_class: int) -> bytes:
     # ILSVRC2012_ID follows NAMES, which is not the order of the wnids; the truth follows _val_tar's order.
-    truth = "".join(f"{1 + n % len(NAMES)}\n" for n in range(len(NAMES) * PER_CLASS["val"]))
+    truth = "".join(f"{1 + n % len(NAMES)}\n" for n in range(len(NAMES) * val_per_class))
     files = [
         ("ILSVRC2012_devkit_t12/data/meta.mat", synsets_mat()),
         ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth.encode()),

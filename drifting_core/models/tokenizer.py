@@ -40,7 +40,7 @@ class Tokenizer:
         """`folder`: written by save_pretrained. Raises Fault when it is not a whole AutoencoderKL in safetensors."""
         self.device, self.precision = torch.device(device), precision
         self._dtype = getattr(torch, precision)
-        self.model = load(folder).to(self.device, self._dtype).eval().requires_grad_(False)
+        self.model = load(folder, self._dtype).to(self.device).eval().requires_grad_(False)
         self.sha256 = sha256_file(folder / WEIGHTS)
         self.scaling_factor = float(self.model.config["scaling_factor"])
         self.factor = 2 ** (len(self.model.config["block_out_channels"]) - 1)
@@ -76,8 +76,8 @@ def normalised(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
-def load(folder: Path) -> Autoencoder:
-    """The whole model in float32. Raises Fault that says what the folder lacks."""
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Autoencoder:
+    """The whole model. Raises Fault that says what the folder lacks."""
     try:
         description = json.loads((folder / CONFIG).read_text())
         is_one = isinstance(description, dict) and description.get("_class_name") == "AutoencoderKL"
@@ -88,7 +88,12 @@ def load(folder: Path) -> Autoencoder:
     try:
         with _quiet_diffusers():
             model, report = AutoencoderKL.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+                folder,
+                torch_dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
             )
     except Exception as error:  # whatever diffusers and safetensors raise on a damaged or foreign file
         raise _no_tokenizer(folder, " ".join(str(error).split())[:300]) from error

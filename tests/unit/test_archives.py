@@ -28,17 +28,9 @@ HASH = "0" * 64
 PER_CLASS, VAL_PER_CLASS = 4, 2
 
 
-@pytest.fixture(autouse=True)
-def few_photos(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack a few photos of each class instead of all."""
-    if not _CACHE:
-        _CACHE.update({split: photos.photos(split) for split in ("train", "val")})
-    counts = {"train": PER_CLASS, "val": VAL_PER_CLASS}
-    monkeypatch.setattr(packing, "PER_CLASS", counts)
-    monkeypatch.setattr(packing, "photos", lambda split: _CACHE[split][:, : counts[split]])
-
-
-_CACHE: dict[str, Any] = {}
+@pytest.fixture(scope="module")
+def originals() -> dict[str, Any]:
+    return {split: photos.photos(split) for split in ("train", "val")}  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -55,7 +47,7 @@ def data(demo_values: dict[str, Any], tmp_path: Path) -> config.Data:
 
 
 def pack(data: config.Data, tmp_path: Path) -> Path:
-    packing.pack(data.archives, tmp_path / "packed.json", HASH)
+    packing.pack(data, tmp_path / "packed.json", HASH)
     return tmp_path / "packed.json"
 
 
@@ -138,7 +130,9 @@ def test_a_wrong_md5_names_archive_key_found_and_expected(data: config.Data, tmp
 # --- index ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_image_is_found_with_its_class_and_its_bytes(data: config.Data, tmp_path: Path) -> None:
+def test_every_image_is_found_with_its_class_and_its_bytes(
+    data: config.Data, tmp_path: Path, originals: dict[str, Any]
+) -> None:
     """The photo that was packed is the photo that is read, under the rank of its wnid."""
     pack(data, tmp_path)
     index = indexed(data, tmp_path)
@@ -150,7 +144,7 @@ def test_every_image_is_found_with_its_class_and_its_bytes(data: config.Data, tm
         assert np.bincount(reader.labels).tolist() == [count] * 10
         for row in range(len(reader)):
             wnid = wnids[reader.labels[row]]
-            original = _CACHE[split][photos.WNIDS.index(wnid), :count].astype(int)
+            original = originals[split][photos.WNIDS.index(wnid), :count].astype(int)
             seen = np.asarray(decode_rgb(reader.read(row), reader.names[row])).astype(int)
             assert np.abs(original - seen).mean(axis=(1, 2, 3)).min() < 4  # JPEG of quality 98
             assert split == "val" or reader.names[row].startswith(wnid)

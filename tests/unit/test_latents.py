@@ -18,7 +18,7 @@ from torch import Tensor
 
 from drifting_core import config
 from drifting_core.artifacts import FileRecord, LatentManifest, LatentShard, LatentVerification
-from drifting_core.data import archives, encoding, latents, packing, photos
+from drifting_core.data import archives, encoding, latents, packing
 from drifting_core.faults import Fault
 
 HASH = "0" * 64
@@ -46,13 +46,8 @@ class Halves:
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Archives and index of a few photos, made once."""
     folder = tmp_path_factory.mktemp("packed")
-    whole = {split: photos.photos(split) for split in ("train", "val")}
-    counts = {"train": TRAIN, "val": VAL}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "PER_CLASS", counts)
-        patch.setattr(packing, "photos", lambda split: whole[split][:, : counts[split]])
-        data = section(folder)
-        packing.pack(data.archives, folder / "packed.json", HASH)
+    data = section(folder)
+    packing.pack(data, folder / "packed.json", HASH)
     archives.check(data, folder / "archives.json", HASH)
     archives.index(data, folder / "archives.json", folder / "index.json", HASH)
     return folder

@@ -169,3 +169,28 @@ def test_a_truncated_table_is_made_again_not_believed(walk: Walk, tmp_path: Path
     assert "Nothing to be done" not in done.stdout
     assert done.returncode == 1
     assert "recommendation.json: not a Recommendation" in done.stdout
+
+
+def test_online_crops_are_a_function_of_seed_step_and_place(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from drifting_core.config import load_file
+    from drifting_core.training.crops import OnlineCrops
+
+    monkeypatch.chdir(walk.site.folder)
+    config = load_file(Path("config.yaml"))
+    [index], [tokenizer] = Path("results/data").glob("*/index.json"), Path("results/tokenizer").glob("*/manifest.json")
+
+    def crops(rejects: list[str]) -> OnlineCrops:
+        return OnlineCrops(
+            config.data, config.encoder, index=index, tokenizer=tokenizer, rejects=rejects, device=torch.device("cpu"), threads=2
+        )
+
+    source, rows, views = crops([]), torch.arange(20), torch.zeros(20, dtype=torch.int64)
+    latents = source.latents(rows, views, 3)
+    assert latents.shape == (20, 4, 16, 16)
+    assert torch.equal(latents, crops([]).latents(rows, views, 3))
+    assert not torch.equal(latents, source.latents(rows, views, 4))
+    fewer = crops([source.reader.names[0]])
+    assert len(fewer) == len(source) - 1
+    assert torch.equal(fewer.labels, source.labels[1:])

@@ -1,0 +1,81 @@
+"""docs/architecture.md, held: imports run downwards only, light modules are light, generated pages are in step."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drifting_core import configuration_reference
+
+LEVELS = {"claims": 5, "evaluation": 4, "training": 3, "drift": 2, "models": 2, "data": 1}  # light modules: 0
+HEAVY = ("torch", "h5py", "diffusers", "scipy", "numpy", "matplotlib", "PIL")
+
+
+def level(module: str) -> int:
+    parts = module.split(".")
+    return LEVELS.get(parts[1], 0) if len(parts) > 1 else 0
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_run_downwards_only(root: Path) -> None:
+    checked = 0
+    for path in (root / "drifting_core").rglob("*.py"):
+        own = ".".join(path.relative_to(root).with_suffix("").parts)
+        for imported in imports_of(path):
+            if imported.startswith("drifting_core"):
+                checked += 1
+                assert level(imported) <= level(own), f"{own} imports {imported}"
+    assert checked > 100
+
+
+def test_light_modules_import_nothing_heavy(root: Path) -> None:
+    modules = [f"drifting_core.{path.stem}" for path in (root / "drifting_core").glob("*.py") if path.stem != "__init__"]
+    modules.append("drifting_core.claims.verifying")
+    code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\n"
+    code += f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_every_rule_has_its_thin_script_and_every_script_its_use(root: Path) -> None:
+    rules = "".join(path.read_text() for path in (root / "rules").glob("*.smk"))
+    by_hand = {"run_workflow", "plan", "show_claim", "verify_bundle", "write_configuration_reference", "make_photos"}
+    for path in (root / "workflow_scripts").glob("*.py"):
+        assert path.stem in by_hand or f"$WORKFLOW_SCRIPTS/{path.name}" in rules, path.name
+        assert path.read_text().count("\n") <= 75, f"{path.name} is no thin script"
+
+
+@pytest.mark.parametrize(
+    ("file", "made"),
+    [("config/schema.json", configuration_reference.schema), ("docs/configuration.md", configuration_reference.page)],
+)
+def test_generated_pages_are_in_step(root: Path, file: str, made: object) -> None:
+    assert (root / file).read_text() == made(), f"run `make docs`: {file} is not what the models say"  # type: ignore[operator]
+
+
+def test_every_script_shows_its_purpose(root: Path) -> None:
+    for path in sorted((root / "workflow_scripts").glob("*.py")):
+        documentation = ast.get_docstring(ast.parse(path.read_text()))
+        assert documentation, path.name
+        assert "xample" in documentation, f"{path.name}: no example"
+
+
+def test_the_tree_in_the_architecture_exists(root: Path) -> None:
+    text = (root / "docs/architecture.md").read_text()
+    rooms = text[text.index("## drifting_core: the rooms") : text.index("Imports run downwards only")]
+    named = {word.strip(",()") for word in rooms.replace("→", " ").split() if word.strip(",()").endswith(".py")}
+    present = {path.name for path in (root / "drifting_core").rglob("*.py") if path.name != "__init__.py"}
+    assert named == present

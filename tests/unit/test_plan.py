@@ -1,0 +1,48 @@
+"""The plan's arithmetic against the figures of protocol 2.1, 3 and 4.3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from drifting_core import plan
+from drifting_core.config import Configuration, load_file
+
+
+def preset(root: Path, name: str, **training: int) -> Configuration:
+    loaded = load_file(root / "config" / f"{name}.yaml")
+    return loaded.model_copy(update={"training": loaded.training.model_copy(update=training)})
+
+
+def test_multiply_adds_are_those_of_the_protocol(root: Path) -> None:
+    ablation, b2, l2 = (preset(root, name, micro_batches=1) for name in ("ablation", "b2", "l2"))
+    assert plan.generator_macs(b2) == pytest.approx(24.5e9, rel=5e-3)
+    assert plan.generator_macs(l2) == pytest.approx(86.4e9, rel=5e-3)
+    assert plan.encoder_macs(ablation) == pytest.approx(18.5e9, rel=5e-3)
+    assert plan.encoder_macs(b2) == pytest.approx(115.8e9, rel=5e-3)
+    assert plan.decoder_macs(ablation) == pytest.approx(9.7e9, rel=5e-3)
+    assert plan.step_macs(ablation) == pytest.approx(0.55e15, rel=1e-2)
+    assert plan.step_macs(b2) == pytest.approx(3.9e15, rel=2e-2)
+    assert plan.generator_parameters(b2) == pytest.approx(132_708_880, rel=1e-2)
+
+
+def test_micro_batches_cost_a_second_forward_pass(root: Path) -> None:
+    whole, parts = (plan.step_macs(preset(root, "ablation", micro_batches=n)) for n in (1, 8))
+    assert 1.2 < parts / whole < 1.4
+
+
+def test_twice_the_horizon_is_twice_the_generator(root: Path) -> None:
+    rates = plan.read_rates()
+    once, twice = (
+        {cost.stage: plan.gpu_hours(cost, rates) for cost in plan.costs(preset(root, "l2", steps=steps), rates)}
+        for steps in (200_000, 400_000)
+    )
+    assert twice["generator"] == pytest.approx(2 * once["generator"])
+    assert twice["latent-MAE"] == once["latent-MAE"]
+
+
+def test_the_demo_takes_no_gpu_and_says_so(root: Path) -> None:
+    text = plan.report(load_file(root / "config/demo.yaml"), {"train_generator": 5})
+    assert "asks for no GPU" in text
+    assert "train_generator" in text

@@ -1,0 +1,145 @@
+"""`snakemake -n` as an audit: every preset, on a machine with no data, no GPU, no torch, no scheduler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.conftest import ROOT, TARGET, Site
+
+pytestmark = pytest.mark.workflow
+PRESETS = ("demo", "ablation", "b2", "l2")
+BLOCK = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "h5py", "diffusers"):
+            raise ImportError(f"{name} is not there in this test")
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> dict[str, str]:
+    """An environment in which torch, h5py and diffusers cannot be imported and no scontrol is on PATH."""
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent/sitecustomize.py").write_text(BLOCK)
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "scontrol").exists()]
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "absent"), "PATH": os.pathsep.join(folders)}
+
+
+def snakemake(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    return subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_the_environment_is_really_bare(bare: dict[str, str]) -> None:
+    for name in ("torch", "h5py", "diffusers"):
+        assert subprocess.run([sys.executable, "-c", f"import {name}"], env=bare, capture_output=True).returncode != 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_plan_is_printed_with_nothing_there(preset: str, bare: dict[str, str], tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    done = snakemake(
+        "-n", TARGET, "--snakefile", str(ROOT / "Snakefile"), "--configfile", str(ROOT / f"config/{preset}.yaml"),
+        cwd=site, env=bare,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    for rule in ("check_archives", "encode_latents", "train_encoder", "train_generator", "audit_neighbours", "make_bundle"):
+        assert f"rule {rule}:" in done.stdout
+    assert [path.name for path in site.iterdir() if path.name != ".snakemake"] == []
+
+
+def test_the_plan_takes_at_most_twice_the_time_of_an_empty_one(bare: dict[str, str], tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "Snakefile").write_text("rule all:\n    output:\n        'x',\n    shell:\n        'touch x'\n")
+    plans = {
+        "empty": ("-n",),
+        "l2": ("-n", TARGET, "--snakefile", str(ROOT / "Snakefile"), "--configfile", str(ROOT / "config/l2.yaml")),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    for _ in range(5):
+        for name, arguments in plans.items():
+            began = time.perf_counter()
+            assert snakemake(*arguments, cwd=empty, env=bare).returncode == 0
+            seconds[name].append(time.perf_counter() - began)
+    ratio = statistics.median(seconds["l2"]) / statistics.median(seconds["empty"])
+    print(f"\nmedian of 5: l2 {statistics.median(seconds['l2']):.2f} s, empty {statistics.median(seconds['empty']):.2f} s")
+    assert ratio <= 2.0, seconds
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm", "profiles/local"])
+def test_profiles_are_found_by_their_short_names(profile: str, bare: dict[str, str]) -> None:
+    done = snakemake("--profile", profile, "-n", TARGET, cwd=ROOT, env=bare)
+    assert done.returncode == 0, done.stdout
+
+
+def test_overrides_reach_the_configuration_as_strings(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.configure()
+    done = site.snakemake("-n", TARGET, "--config", "training={steps: 90}")
+    assert done.returncode == 0, done.stdout
+    assert "exports/step_90/metadata.json" in done.stdout
+
+
+def test_all_configuration_errors_come_before_the_plan(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.configure(**{"training.stesp": 7, "encoder.colour": "red", "generator.depth": "deep"})
+    done = site.snakemake("-n", TARGET)
+    assert done.returncode != 0
+    for said in (
+        "configuration has 3 problem(s)",
+        "training.stesp: unknown key; did you mean 'steps'?",
+        "encoder.colour: unknown key; known keys here: augmentation",
+        "generator.depth: found 'deep'",
+    ):
+        assert said in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_demo_yaml_is_not_below_other_presets(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "results", ".snakemake", ".*_cache", ".hypothesis"))
+    arguments = ("-n", TARGET, "--configfile", "config/l2.yaml")
+    before = snakemake(*arguments, cwd=copy)
+    with (copy / "config/demo.yaml").open("a") as file:
+        file.write("bogus: 1\n")
+    after = snakemake(*arguments, cwd=copy)
+    assert before.returncode == after.returncode == 0, after.stdout
+    bundle = next(line for line in before.stdout.splitlines() if "bundles/l2-" in line)
+    assert bundle in after.stdout
+    default = snakemake("-n", cwd=copy)
+    assert default.returncode != 0
+    assert "bogus: unknown key" in default.stdout
+
+
+def test_a_missing_archive_is_said_by_the_first_job(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    site.configure(**{"data.pack": None, "data.md5.train": "1d675b47d978889d74fa0da5fadfb00e"})
+    done = site.snakemake(TARGET)
+    assert done.returncode != 0
+    assert "results/archives/photos/train.tar" in done.stdout
+    assert "1d675b47d978889d74fa0da5fadfb00e" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_folder_that_is_no_tokenizer_is_said_and_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "not_a_vae").mkdir()
+    (tmp_path / "not_a_vae/config.json").write_text("{}")
+    site = Site(tmp_path)
+    site.configure(**{"tokenizer.source": "folder", "tokenizer.folder": "not_a_vae", "tokenizer.training": None})
+    done = site.snakemake(TARGET, "--until", "make_tokenizer", "index_archives", "--keep-going")
+    assert done.returncode != 0
+    assert "not_a_vae: not a tokenizer" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert list((tmp_path / "results/data").glob("*/index.json"))

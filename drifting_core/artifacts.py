@@ -185,7 +185,7 @@ class SplitIndex(BaseModel):
 
 
 class Index(Artifact):
-    """Where every image lies inside the archives; `files` holds one npz per split. Class c is wnids[c], in words names[c]."""
+    """Where every image lies inside the archives; `files` holds one npz per split. Class c is wnids[c], named names[c]."""
 
     kind: Literal["index"] = "index"
     wnids: list[str]

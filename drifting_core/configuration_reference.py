@@ -24,6 +24,7 @@ Snakemake reads `config/demo.yaml`. Single values are changed on the command lin
 beside the old one. *Operation* fields say how the work is done (devices, horizon, logging); changing one renames and
 reruns nothing that exists. A field at its default is left out of the hash.
 """
+_COLUMNS = "| key | type | default | role | |\n|---|---|---|---|---|\n"
 
 
 def schema() -> str:
@@ -36,7 +37,7 @@ def page() -> str:
     parts = [_HEAD]
     for path, section in _walk("", Configuration):
         title = f"`{path}`" if path else "The file"
-        parts.append(f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n| key | type | default | role | |\n|---|---|---|---|---|\n")
+        parts.append(f"\n## {title}\n\n{(section.__doc__ or '').strip()}\n\n{_COLUMNS}")
         for name, field in section.model_fields.items():
             role = "operation" if is_operation(field) else "identity"
             parts.append(f"| `{name}` | {_type(field)} | {_default(field)} | {role} | {field.description or ''} |\n")
@@ -60,7 +61,7 @@ def _section(field: FieldInfo) -> type[Section] | None:
 
 
 def _type(field: FieldInfo) -> str:
-    if (nested := _section(field)) is not None:
+    if _section(field) is not None:
         return "section" if field.is_required() or field.default is not None else "section or null"
     return _name(field.annotation)
 

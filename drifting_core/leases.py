@@ -1,8 +1,8 @@
 """Who may write: one writer per folder, held by the kernel.
 
-A lease is an flock on `<folder>/.lease` (`.<name>.lease` for one file of a shared folder), so any death of its holder frees it. A job that finds it taken waits when the
-holder is an orphan (its Snakemake was killed; it will end by itself) and refuses, naming the pid, when the holder's
-Snakemake is alive: then two workflows were started on one folder.
+A lease is an flock on `<folder>/.lease` (`.<name>.lease` for one file of a shared folder), so any death of its holder
+frees it. A job that finds it taken waits when the holder is an orphan (its Snakemake was killed; it will end by itself)
+and refuses, naming the pid, when the holder's Snakemake is alive: then two workflows were started on one folder.
 """
 
 from __future__ import annotations

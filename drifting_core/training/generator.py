@@ -147,7 +147,11 @@ class DriftTraining:
                 again = self._features(self._generate(batch, part))
                 shares = [_gradient(generated[name])[part] for name in again]
                 torch.autograd.backward(list(again.values()), shares)
-        return {"loss": float(total.detach()), **self.optimisation.apply(step), **_summary(losses, self.objective.temperatures)}
+        return {
+            "loss": float(total.detach()),
+            **self.optimisation.apply(step),
+            **_summary(losses, self.objective.temperatures),
+        }
 
     def _generate(self, batch: Batch, part: slice) -> Tensor:
         repeats = self.objective.generated_per_class

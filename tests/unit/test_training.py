@@ -186,7 +186,10 @@ def test_the_last_two_states_are_kept_and_a_half_written_one_is_ignored(tmp_path
     for step in (1, 2, 3):
         states.commit(step, {"x": torch.tensor(float(step))})
     (tmp_path / ".step_00000004.99").mkdir()
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["step_00000002", "step_00000003"]
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
+        "step_00000002",
+        "step_00000003",
+    ]
     resumed = StateFolder(tmp_path, "c").resume(9)
     assert resumed is not None
     assert resumed[0] == 3
@@ -238,4 +241,6 @@ def test_signals_ask_to_stop(number: signal.Signals) -> None:
 def test_the_classifier_weight_ramps_in_the_last_steps(small: Any, store: LatentStore) -> None:
     trainee = encoder(small, store)
     weight = small.encoder.training.finetune_weight
-    assert [trainee.classifier_weight(step) for step in range(8)] == pytest.approx([0, 0, 0, 0, 0, weight / 2, weight, weight])
+    assert [trainee.classifier_weight(step) for step in range(8)] == pytest.approx(
+        [0, 0, 0, 0, 0, weight / 2, weight, weight]
+    )

@@ -109,7 +109,9 @@ def test_all_configuration_errors_come_before_the_plan(tmp_path: Path) -> None:
 
 def test_demo_yaml_is_not_below_other_presets(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "results", ".snakemake", ".*_cache", ".hypothesis"))
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "results", ".snakemake", ".*_cache", ".hypothesis")
+    )
     arguments = ("-n", TARGET, "--configfile", "config/l2.yaml")
     before = snakemake(*arguments, cwd=copy)
     with (copy / "config/demo.yaml").open("a") as file:

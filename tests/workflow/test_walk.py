@@ -30,7 +30,7 @@ def test_every_json_validates_and_records_where_it_comes_from(walk: Walk) -> Non
     models = {model.model_fields["kind"].default: model for model in descendants(Artifact) if "kind" in model.model_fields}
     found = set()
     for path, values in walk.site.artifacts().items():
-        if path.name == "env_snapshot.json" or "bundles" in path.parts and "kind" not in values:
+        if path.name == "env_snapshot.json" or ("bundles" in path.parts and "kind" not in values):
             continue
         model = models[values["kind"]]
         model.model_validate(values)
@@ -183,7 +183,13 @@ def test_online_crops_are_a_function_of_seed_step_and_place(walk: Walk, monkeypa
 
     def crops(rejects: list[str]) -> OnlineCrops:
         return OnlineCrops(
-            config.data, config.encoder, index=index, tokenizer=tokenizer, rejects=rejects, device=torch.device("cpu"), threads=2
+            config.data,
+            config.encoder,
+            index=index,
+            tokenizer=tokenizer,
+            rejects=rejects,
+            device=torch.device("cpu"),
+            threads=2,
         )
 
     source, rows, views = crops([]), torch.arange(20), torch.zeros(20, dtype=torch.int64)

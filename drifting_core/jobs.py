@@ -49,8 +49,6 @@ def start(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
     # Thread pools read these when numpy and torch are imported, which happens after this line.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(arguments.threads)
-    # Threads that spin while they wait make two jobs on shared cores several times slower than one after the other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return arguments
 
 

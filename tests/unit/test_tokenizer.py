@@ -196,3 +196,10 @@ def test_an_unreachable_hub_says_what_to_download_where(monkeypatch: pytest.Monk
 def test_training_that_diverges_stops(tmp_path: Path, some_photos: torch.Tensor) -> None:
     with pytest.raises(Fault, match=r"lower tokenizer.training.learning_rate"):
         train(tmp_path / "manifest.json", some_photos, learning_rate=1e6, steps=30)
+
+
+def test_a_lost_colour_costs_more_than_as_large_an_error_of_brightness() -> None:
+    """Without this, reconstructed grass was brown."""
+    grey = torch.zeros(1, 3, 4, 4)
+    green = grey + torch.tensor([-0.1, 0.1, -0.1])[:, None, None]
+    assert making._restoration_error(green, grey) > 2 * making._restoration_error(grey + 0.1, grey)

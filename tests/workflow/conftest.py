@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -69,15 +70,19 @@ class Site:
 
     def finished(self) -> dict[Path, int]:
         """Outputs that Snakemake takes for done, with their modification times."""
-        incomplete = {path.name for path in (self.folder / ".snakemake/incomplete").glob("*")}
-        jsons = [path for path in (self.folder / "results").rglob("*.json") if "state" not in path.parts]
-        import base64
-
-        return {
-            path: path.stat().st_mtime_ns
-            for path in jsons
-            if base64.b64encode(str(path.relative_to(self.folder)).encode()).decode() not in incomplete
-        }
+        marks = self.folder / ".snakemake/incomplete"
+        # The marker's name is the output's, in base64; long ones go over several folders that begin with @.
+        names = [
+            "".join(part.removeprefix("@") for part in mark.relative_to(marks).parts)
+            for mark in marks.rglob("*")
+            if mark.is_file()
+        ]
+        incomplete = {self.folder / base64.urlsafe_b64decode(name).decode() for name in names}
+        outputs = [*self.folder.glob("results/**/*.json"), *self.folder.glob("results/**/*.done")]
+        undeclared = {path for path in outputs if path.name == "env_snapshot.json" or {"state", "vae"} & set(path.parts)}
+        undeclared |= {path for path in outputs if "bundles" in path.parts and path.name != "claim_bundle.done"}
+        declared = set(outputs) - undeclared
+        return {path: path.stat().st_mtime_ns for path in declared - incomplete}
 
     def jobs(self) -> list[psutil.Process]:
         """Job processes that work in this folder, whoever started them."""

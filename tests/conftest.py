@@ -25,3 +25,19 @@ def root() -> Path:
 def demo_values() -> dict[str, Any]:
     """The demo's preset as parsed YAML, free to change."""
     return copy.deepcopy(yaml.safe_load((ROOT / "config" / "demo.yaml").read_text()))
+
+
+# Seconds that each kind of test may take in `make test` on two cores; printed beside what it took, so that growth is seen.
+BUDGETS = {"workflow": 330, "slow": 0, "unit": 150}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    spent = dict.fromkeys(BUDGETS, 0.0)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                kind = next((name for name in ("slow", "workflow") if name in report.keywords), "unit")
+                spent[kind] += report.duration
+    terminalreporter.section("time by kind of test")
+    for kind, seconds in spent.items():
+        terminalreporter.write_line(f"{kind:<10}{seconds:6.0f} s of {BUDGETS[kind]} s")

@@ -117,6 +117,12 @@ def test_a_longer_horizon_runs_only_the_new_slices(walk: Walk) -> None:
         "train_generator", "sample", "evaluate", "tabulate", "recommend", "sample_claim", "evaluate_claim",
         "audit_neighbours", "make_bundle", "claim_bundle",
     }  # fmt: skip
+    [run] = (walk.site.folder / "results/runs").iterdir()
+    export = f"results/runs/{run.name}/exports/step_90/metadata.json"
+    done = walk.site.snakemake(export, config="longer.yaml")
+    assert done.returncode == 0, done.stdout
+    assert "1 of 1 steps (100%) done" in done.stdout
+    assert "continuing at step 60" in (walk.site.folder / f"results/logs/{run.name}/train_generator_90.log").read_text()
 
 
 def test_another_learning_rate_is_a_run_beside_the_old_one(walk: Walk) -> None:
@@ -200,3 +206,17 @@ def test_online_crops_are_a_function_of_seed_step_and_place(walk: Walk, monkeypa
     fewer = crops([source.reader.names[0]])
     assert len(fewer) == len(source) - 1
     assert torch.equal(fewer.labels, source.labels[1:])
+
+
+def test_another_alpha_gives_other_images_from_the_same_noise(walk: Walk) -> None:
+    import safetensors.torch
+    import torch
+
+    one, other = (
+        safetensors.torch.load_file(
+            next(walk.site.folder.glob(f"results/runs/*/samples/step_60/alpha_{alpha}/*/*/latents.safetensors"))
+        )
+        for alpha in ("1", "1.5")
+    )
+    assert torch.equal(one["labels"], other["labels"])
+    assert not torch.equal(one["latents"], other["latents"])

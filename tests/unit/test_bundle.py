@@ -8,13 +8,13 @@ import shutil
 import sys
 
 import pytest
-from evaluation_samples import write_claim, write_metrics
 
 from drifting_core import artifacts, config
 from drifting_core.claims.bundle import make_bundle
 from drifting_core.claims.verifying import point_to, summary, verify_bundle
 from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
+from tests.unit.evaluation_samples import write_claim, write_metrics
 
 RUN = "demo-00000000"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluation_samples import PLAIN, PUBLISHED, contract
 
 from drifting_core.evaluation.contract import contract_hash, explain_name, require_same, to_uint8
 from drifting_core.faults import Fault
+from tests.unit.evaluation_samples import PLAIN, PUBLISHED, contract
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from evaluation_samples import contract
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from drifting_core.artifacts import Choice, MetricsTable
 from drifting_core.evaluation.contract import contract_hash
 from drifting_core.evaluation.recommend import recommend
 from drifting_core.faults import Fault
+from tests.unit.evaluation_samples import contract
 
 
 def row(step, alpha, distance, error=0.1, score=2.0, seed=1, **others):

@@ -329,6 +329,19 @@ class RunRecord(Artifact):
     values: dict[str, Any]
 
 
+class EnvironmentSnapshot(BaseModel):
+    """env_snapshot.json: where a training last ran and with what; beside the artifacts, none of them refers to it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    python: str
+    platform: str
+    host: str
+    cpus: int | None
+    slurm_job: str | None
+    packages: dict[str, str | None]
+
+
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
@@ -497,6 +510,19 @@ class Bundle(Artifact):
     kind: Literal["bundle"] = "bundle"
     run: str
     configuration_values: dict[str, Any]
+
+
+class ProvenanceNode(BaseModel):
+    """One artifact of a bundle's provenance.json (a list) and, by role, what it was made from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    artifact: str
+    kind: str | None
+    sha256: Sha256
+    configuration: Sha256 | None
+    code: str | None
+    made_from: dict[str, str]
 
 
 class BundleDone(Artifact):

@@ -10,9 +10,9 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from drifting_core import __version__
+from drifting_core.artifacts import EnvironmentSnapshot
 
 PACKAGES = ("torch", "diffusers", "h5py", "numpy", "scipy", "pydantic", "safetensors", "snakemake", "pillow")
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,16 +36,16 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def environment() -> dict[str, Any]:
-    """Python, packages and hardware of this process (the content of env_snapshot.json)."""
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "cpus": os.cpu_count(),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "packages": {name: _version_of(name) for name in PACKAGES},
-    }
+def environment() -> EnvironmentSnapshot:
+    """Python, packages and hardware of this process."""
+    return EnvironmentSnapshot(
+        python=sys.version.split()[0],
+        platform=platform.platform(),
+        host=socket.gethostname(),
+        cpus=os.cpu_count(),
+        slurm_job=os.environ.get("SLURM_JOB_ID"),
+        packages={name: _version_of(name) for name in PACKAGES},
+    )
 
 
 def _version_of(package: str) -> str | None:

@@ -82,7 +82,7 @@ def _contents(sources: Sources, values: Mapping[str, Any], run: str) -> dict[str
     pictures, captions = _pictures(sources, values)
     contents |= {f"figures/{name}": picture for name, picture in pictures.items()}
     contents["configuration.json"] = _json(values)
-    contents["provenance.json"] = _json(sources.graph())
+    contents["provenance.json"] = _json([node.model_dump() for node in sources.graph()])
     blocks = card.claim_content(sources, values, run, _commands(values["results"], run), captions)
     contents["CLAIM.md"] = card.markdown(blocks).encode()
     report = card.report(blocks, f"Claim of {run}", lambda place: base64.b64encode(contents[place]).decode())

@@ -238,11 +238,11 @@ def _provenance(sources: Sources) -> list[Block]:
     rows: list[Sequence[Inline]] = []
     for node in sources.graph():
         parts: list[str | Link] = []
-        for role, of in node["made_from"].items():
+        for role, of in node.made_from.items():
             outside = of.startswith("sha256:")
             parts += [", "] if parts else []
             parts.append(f"{role} {of[:19]}" if outside else Link(role, of))
-        rows.append([Link(node["artifact"], node["artifact"]), parts or "-", (node["configuration"] or "-")[:12]])
+        rows.append([Link(node.artifact, node.artifact), parts or "-", (node.configuration or "-")[:12]])
     return [
         Heading(2, "Provenance"),
         Paragraph(

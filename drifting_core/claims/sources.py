@@ -14,6 +14,7 @@ from drifting_core.artifacts import (
     Metrics,
     MetricsTable,
     Neighbours,
+    ProvenanceNode,
     Recommendation,
     ReferenceStatistics,
     TokenizerManifest,
@@ -84,17 +85,17 @@ class Sources:
         """The metrics file behind a table's row."""
         return self.by_hash[row["metrics_sha256"]]
 
-    def graph(self) -> list[dict[str, Any]]:
+    def graph(self) -> list[ProvenanceNode]:
         """The provenance graph: each artifact and, by role, what it was made from (a path in the bundle, or a hash)."""
         return [
-            {
-                "artifact": source.place,
-                "kind": source.json.get("kind"),
-                "sha256": source.sha256,
-                "configuration": source.json.get("configuration"),
-                "code": source.json.get("code"),
-                "made_from": {role: self._place_of(of) for role, of in source.json.get("inputs", {}).items()},
-            }
+            ProvenanceNode(
+                artifact=source.place,
+                kind=source.json.get("kind"),
+                sha256=source.sha256,
+                configuration=source.json.get("configuration"),
+                code=source.json.get("code"),
+                made_from={role: self._place_of(of) for role, of in source.json.get("inputs", {}).items()},
+            )
             for source in sorted(self.all, key=lambda source: source.place)
         ]
 

@@ -20,7 +20,7 @@ def marker(folder: Path) -> BundleDone:
         code=manifest.code,
         inputs={"manifest": digest},
         run=manifest.run,
-        folder=f"{folder.absolute().parent.name}/{folder.absolute().name}",
+        folder=f"bundles/{manifest.run}",
         manifest_sha256=digest,
     )
 
@@ -44,7 +44,7 @@ def verify_bundle(folder: Path) -> Bundle:
         expected = Path(scratch) / DONE
         marker(folder).write(expected)
         if expected.read_bytes() != (folder / DONE).read_bytes():
-            raise Fault(f"{folder / DONE}: is not what {MANIFEST} and the folder's name say; it was changed")
+            raise Fault(f"{folder / DONE}: is not what {MANIFEST} says; it was changed")
     manifest.verify(folder)
     extra = sorted(set(files_of(folder)) - set(manifest.files))
     if extra:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -135,4 +134,4 @@ def _verified_store(latents: Path, verification: Path) -> LatentStore:
 
 def _write_snapshot(folder: Path) -> None:
     """env_snapshot.json: where this training last ran, with which packages. No artifact refers to it."""
-    publish_text(folder / "env_snapshot.json", json.dumps(environment(), indent=1) + "\n")
+    publish_text(folder / "env_snapshot.json", environment().model_dump_json(indent=1) + "\n")

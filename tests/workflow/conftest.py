@@ -29,7 +29,7 @@ class Site:
 
     folder: Path
 
-    def configure(self, name: str = "config.yaml", **changes: Any) -> Path:
+    def configure(self, file: str = "config.yaml", **changes: Any) -> Path:
         """Write the tiny configuration with dotted changes, e.g. `**{"training.steps": 60}`."""
         values = yaml.safe_load((ROOT / "tests/data/tiny.yaml").read_text())
         for dotted, value in changes.items():
@@ -38,7 +38,7 @@ class Site:
             for part in sections:
                 section = section.setdefault(part, {})
             section[key] = value
-        path = self.folder / name
+        path = self.folder / file
         path.write_text(yaml.safe_dump(values, sort_keys=False))
         return path
 

@@ -149,7 +149,7 @@ def disk(config: Configuration) -> list[Space]:
     _, generated = evaluations(config)
     return [
         Space("latents", images * config.data.latents.views * latent * number),
-        Space("feature cache of the real images", config.data.expected.train_images * width * 2),
+        Space("feature cache of the real images", config.data.expected.train_images * width * 4),
         Space("latent-MAE: two states and the export", 2 * 4 * mae + encoder),
         Space("generator: two states", 2 * 4 * generator),
         Space("generator: exports", len(config.training.milestones) * generator),

@@ -128,7 +128,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
 
     for kill in ("all", "all", "head", "all"):
         head = site.start(TARGET)
-        if not _wait(head, random.uniform(8, 20)):
+        if not _wait(head, random.uniform(4, 12)):
             break
         if kill == "head":
             _wait_for_job(site, head)

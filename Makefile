@@ -19,7 +19,7 @@ $(READY): pyproject.toml envs/constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint envs/constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
-demo: $(READY) ## the whole pipeline on real photos, to a claim bundle (about 12 minutes on 2 cores)
+demo: $(READY) ## the whole pipeline on real photos, to a claim bundle (about 10 minutes on 2 cores)
 	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local results/claim_bundle.done
 	@$(BIN)/python workflow_scripts/show_claim.py results/claim_bundle.done
 

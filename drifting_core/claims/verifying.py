@@ -73,14 +73,24 @@ def summary(claim: Path) -> list[str]:
 
 
 def claim_lines(table: MetricsTable) -> list[str]:
-    """The claim for a terminal, a line per seed."""
-    lines = []
-    for row in table.rows:
-        accuracy = "" if row["label_accuracy"] is None else f", class accuracy {row['label_accuracy']:.3f}"
-        lines.append(
-            f"step {row['step']}, alpha {row['alpha']:g}, seed {row['seed']}, {table.contract.samples:,} images: "
-            f"{table.distance_name} {row['distance']:.4g} ± {row['distance_error']:.2g}, {table.score_name} "
-            f"{row['score']:.3f}, precision {row['precision']:.3f}, recall {row['recall']:.3f}{accuracy}, "
-            f"diversity {row['within_class_diversity']:.3f}"
-        )
-    return lines
+    """The claim as an aligned table for a terminal, a row per seed, and what its numbers may be called."""
+    names = ("step", "alpha", "seed", "images", table.distance_name, table.score_name)
+    header = [*names, "precision", "recall", "class accuracy", "diversity"]
+    rows = [
+        [
+            str(row["step"]),
+            f"{row['alpha']:g}",
+            str(row["seed"]),
+            f"{table.contract.samples:,}",
+            f"{row['distance']:.4g} ± {row['distance_error']:.2g}",
+            f"{row['score']:.3f} ± {row['score_std']:.2g}",
+            f"{row['precision']:.3f}",
+            f"{row['recall']:.3f}",
+            "-" if row["label_accuracy"] is None else f"{row['label_accuracy']:.3f}",
+            f"{row['within_class_diversity']:.3f}",
+        ]
+        for row in table.rows
+    ]
+    widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+    lines = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in [header, *rows]]
+    return [*lines, f"under contract {table.contract_hash[:12]} (network: {table.contract.network})"]

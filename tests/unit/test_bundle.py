@@ -120,7 +120,11 @@ def test_provenance_names_what_each_artifact_was_made_from(claim):
 def test_the_pointer_and_the_summary(claim):
     point_to(claim / "bundles" / RUN / "claim_bundle.done", claim / "claim_bundle.done")
     lines = summary(claim / "claim_bundle.done")
-    assert any("FD 10.1 ± 0.1" in line for line in lines)
+    header, row = lines[1:3]
+    assert header.split()[:5] == ["step", "alpha", "seed", "images", "FD"]
+    assert "10.1 ± 0.1" in row
+    assert len(header) == len(row)
+    assert lines[3].startswith("under contract ")
     assert any(line.endswith(f"bundles/{RUN}/report.html") for line in lines)
 
 

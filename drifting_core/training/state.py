@@ -59,17 +59,26 @@ class StateFolder:
             shutil.rmtree(self._path(old))
 
     def resume(self, until: int) -> tuple[int, dict[str, Tensor]] | None:
-        """The newest whole state of at most `until` steps, or None to begin.
+        """The newest whole state of at most `until` steps, or None to begin. A damaged one is put aside, loudly.
 
-        Raises Fault when the training is already past `until`: an earlier step cannot be made again from a later one.
+        Raises Fault for the state of another configuration, and when the training is already past `until`: an earlier step
+        cannot be made again from a later one.
         """
         steps = self._steps()
         for step in sorted((s for s in steps if s <= until), reverse=True):
             try:
-                return step, self._read(step)
+                marker = StateMarker.read(self._path(step) / MARKER)
+                marker.verify(self._path(step))
             except Fault as fault:
                 log.warning("state of step %d is damaged, falling back to the one before: %s", step, fault)
-                shutil.rmtree(self._path(step))
+                self._path(step).rename(self.folder / f"damaged_{self._path(step).name}")
+                continue
+            if marker.configuration != self.configuration:
+                raise Fault(
+                    f"{self._path(step)}: made under configuration {marker.configuration[:8]}, this one is "
+                    f"{self.configuration[:8]}; move the folder away to train from the beginning"
+                )
+            return step, safetensors.torch.load_file(self._path(step) / TENSORS)
         if steps and min(steps) > until:
             raise Fault(
                 f"{self.folder}: holds steps {steps}, so step {until} cannot be made again; restore its export, or "
@@ -87,10 +96,3 @@ class StateFolder:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"
-
-    def _read(self, step: int) -> dict[str, Tensor]:
-        marker = StateMarker.read(self._path(step) / MARKER)
-        if marker.configuration != self.configuration:
-            raise Fault(f"{self._path(step)}: made under configuration {marker.configuration[:8]}, not this one")
-        marker.verify(self._path(step))
-        return safetensors.torch.load_file(self._path(step) / TENSORS)

@@ -178,6 +178,7 @@ def test_a_damaged_newest_state_falls_back_loudly(
     newest.write_bytes(content)
     again = run(generator(small, store), tmp_path, 6)
     assert "damaged" in caplog.text
+    assert (tmp_path / "state" / "damaged_step_00000006").is_dir()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
@@ -196,6 +197,13 @@ def test_the_last_two_states_are_kept_and_a_half_written_one_is_ignored(tmp_path
     assert not (tmp_path / ".step_00000004.99").exists()
     with pytest.raises(Fault, match="cannot be made again"):
         states.resume(1)
+
+
+def test_a_state_of_another_configuration_is_refused_and_kept(tmp_path: Path) -> None:
+    StateFolder(tmp_path, "one").commit(1, {"x": torch.tensor(1.0)})
+    with pytest.raises(Fault, match="made under configuration one"):
+        StateFolder(tmp_path, "two").resume(1)
+    assert (tmp_path / "step_00000001").is_dir()
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:

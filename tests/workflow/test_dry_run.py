@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from drifting_core.config import load_file
 from tests.workflow.conftest import ROOT, TARGET, Site
 
 pytestmark = pytest.mark.workflow
@@ -145,3 +146,20 @@ def test_a_folder_that_is_no_tokenizer_is_said_and_loses_nothing(tmp_path: Path)
     assert "not_a_vae: not a tokenizer" in done.stdout
     assert "Traceback" not in done.stdout
     assert list((tmp_path / "results/data").glob("*/index.json"))
+
+
+def test_an_unrelated_preset_reruns_nothing(tmp_path: Path) -> None:
+    copy, site = tmp_path / "copy", Site(tmp_path / "site")
+    shutil.copytree(
+        ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "results", ".snakemake", ".*_cache", ".hypothesis")
+    )
+    site.folder.mkdir()
+    preset = site.configure()
+    record = f"results/runs/{load_file(preset).key('run')}/config.json"
+    arguments = (record, "--snakefile", str(copy / "Snakefile"), "--configfile", "config.yaml")
+    made = snakemake("--cores", "1", *arguments, cwd=site.folder)
+    assert made.returncode == 0, made.stdout
+    for name in ("demo", "l2"):
+        path = copy / f"config/{name}.yaml"
+        path.write_text(path.read_text().replace("learning_rate: ", "learning_rate: 1"))
+    assert "Nothing to be done" in snakemake("-n", *arguments, cwd=site.folder).stdout

@@ -1,8 +1,8 @@
-"""The objective that the released code runs, for one feature entry (protocol section 1.4; golden/drift_loss_*.npz).
+"""The objective that the released code runs (protocol section 1.4; golden/drift_loss_*.npz), in bounded memory.
 
-Shapes: B = labels x spatial tokens, each with its own kernel; G generated, P positive, N unconditional vectors of S
-numbers; K = G + N + P targets, in this order. Two scalars are shared by the whole (global) batch: the mean distance
-`s` and, per temperature, the mean square `lambda^2` of the force.
+Shapes: B = labels x spatial tokens, each a problem with its own kernel; G generated, P positive, N unconditional vectors
+of S numbers; K = G + N + P targets, in this order. Two scalars per feature entry are shared by the whole (global) batch:
+the mean distance `s` and, per temperature, the mean square `lambda^2` of the force.
 
     d[b,i,k] = |g_i - y_k|,   s = mean(d w) / mean(w),   a = max(s / sqrt(S), 1e-3)
     A = sqrt(max(softmax_k(-d / s tau) softmax_i(-d / s tau), 1e-6)) w         the self pair is moved 100 mean distances
@@ -12,14 +12,20 @@ numbers; K = G + N + P targets, in this order. Two scalars are shared by the who
 
 No gradient flows through F, s or a, so the gradient is written down instead of traced.
 
-Numerics. Each b is centred on the mean of its targets first: distances and forces do not change under a common shift,
-and |g|^2 + |y|^2 - 2 g y no longer cancels between large numbers. A generated sample's distance to itself is set to
-the floor that rounding would hide. On CUDA keep TF32 matrix products off; autocast is switched off here.
+Memory. Problems are independent but for the scalars, so three passes over chunks of them (s, then lambda^2, then F) hold
+one chunk at a time beside inputs and gradient; a single chunk keeps what it computed. Inputs stay in their own type and
+strides until their chunk is gathered, and entries of one shape are computed together. Nothing waits for the device.
+
+Numerics. float32 throughout (float64 for float64 inputs), whatever autocast or TF32 say outside. Each problem is centred
+on the mean of its targets: distances and forces do not change under a common shift, and |g|^2 + |y|^2 - 2 g y no longer
+cancels between large numbers. A generated sample's distance to itself is set to the floor that rounding would hide. Sums
+over the batch are float64, so the scalars do not depend on how the batch is divided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -70,16 +76,13 @@ def drift_loss(
     """Drift loss of one feature entry; the training loss is the sum over entries of the mean of `loss` over B.
 
     gen (B, G, S), positives (B, P, S), negatives (B, N, S) or None, weight_negatives (B, N), default 1. Computed in
-    float32 (float64 for float64 `gen`); the gradient goes to `gen` alone. `chunk` bounds how many of B are in memory
-    as distance matrices at once, at the price of computing them three times; it changes the result by rounding only.
-    With `group`, s and lambda^2 are those of the batch over all its ranks (every rank must call).
+    float32 (float64 for float64 `gen`); the gradient goes to `gen` alone, in its type. `chunk` bounds how many of B are
+    in memory as distance matrices at once, at the price of computing them three times; it changes the result by
+    rounding only. With `group`, s and lambda^2 are those of the batch over all its ranks (every rank must call).
     Raises ValueError on shapes that do not fit.
     """
-    dtype = torch.float64 if gen.dtype == torch.float64 else torch.float32
-    gen = gen.to(dtype)
-    targets, weights = _targets(gen.detach(), positives, negatives, weight_negatives)
-    n_positive = positives.shape[1]
-    return DriftLoss(*_DriftLoss.apply(gen, targets, weights, n_positive, tuple(temperatures), chunk, group))
+    stack = _single(gen, positives, negatives, weight_negatives, temperatures, chunk)
+    return DriftLoss(*_DriftLoss.apply(gen, stack, group))
 
 
 @torch.no_grad()
@@ -93,48 +96,270 @@ def drift_force(
     chunk: int | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> DriftForce:
-    """The force itself, for those who back-propagate in micro-batches: d mean(loss) / d gen = -2 F / (B G S a).
-
-    Arguments, shapes and errors as in `drift_loss`. Run on the features of the whole step, then feed the slices of
-    the gradient to a second forward pass.
-    """
-    dtype = torch.float64 if gen.dtype == torch.float64 else torch.float32
-    gen = gen.detach().to(dtype)
-    targets, weights = _targets(gen, positives, negatives, weight_negatives)
-    return _force(gen, targets, weights, positives.shape[1], tuple(temperatures), chunk, group)
+    """The force itself: d mean(loss) / d gen = -2 F / (B G S a). Arguments, shapes and errors as in `drift_loss`."""
+    stack = _single(gen, positives, negatives, weight_negatives, temperatures, chunk)
+    normalise([stack], group)
+    force = torch.empty(gen.shape, dtype=stack.dtype, device=gen.device)
+    loss = stack.write_forces([force[:, None]], torch.ones_like(stack.scale))
+    return DriftForce(force, stack.factor[0], loss[0, :, 0], stack.scale[0], stack.force_norm[0])
 
 
 class _DriftLoss(torch.autograd.Function):
-    """mean(F^2) per b, whose gradient with respect to `gen` is -2 F / (G S a)."""
+    """mean(F^2) per problem, whose gradient with respect to `gen` is -2 F / (G S a)."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        gen: Tensor,
-        targets: Tensor,
-        weights: Tensor,
-        n_positive: int,
-        temperatures: tuple[float, ...],
-        chunk: int | None,
-        group: dist.ProcessGroup | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        result = _force(gen, targets, weights, n_positive, temperatures, chunk, group)
-        ctx.save_for_backward(result.force, result.factor)
-        ctx.mark_non_differentiable(result.scale, result.force_norm)
-        return result.loss, result.scale, result.force_norm
+    def forward(ctx: Any, gen: Tensor, stack: Stack, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+        normalise([stack], group)
+        gradient = torch.empty_like(gen)
+        loss = stack.write_forces([gradient[:, None]], stack.gradient_factor())
+        ctx.save_for_backward(gradient)
+        scale, force_norm = stack.scale[0], stack.force_norm[0]
+        ctx.mark_non_differentiable(scale, force_norm)
+        return loss[0, :, 0], scale, force_norm
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        force, factor = ctx.saved_tensors
-        per_vector = grad_outputs[0] * (-2.0 / (force.shape[1] * force.shape[2])) / factor
-        return force * per_vector[:, None, None], None, None, None, None, None, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0][:, None, None].to(gradient.dtype), None, None
 
 
-def _targets(
-    gen: Tensor, positives: Tensor, negatives: Tensor | None, weight_negatives: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What the generated vectors interact with: targets (B, K, S) and weights (B, K), order gen, negatives, positives."""
+# --- entries of one shape -------------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A feature entry as problems: (labels, tokens, count, S) each, of any strides; generated, unconditional, positive."""
+
+    gen: Tensor
+    negatives: Tensor
+    positives: Tensor
+
+
+class Stack:
+    """Entries of one shape under one set of weights, computed together; see `normalise` for the order of calls.
+
+    `weights` (labels, N): of each unconditional sample. `scale`, `factor` (E,) and `force_norm` (E, temperatures), one
+    row per entry, are set by `normalise`. `chunk`: problems (of each entry) that are in memory at once.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], weights: Tensor, temperatures: Sequence[float], chunk: int | None = None
+    ) -> None:
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"drift_loss: chunk must be at least 1, found {chunk}")
+        self.entries, self.weights, self.temperatures = list(entries), weights, tuple(temperatures)
+        self.gen_shape = entries[0].gen.shape
+        self.dtype = torch.float64 if entries[0].gen.dtype == torch.float64 else torch.float32
+        labels, tokens = self.gen_shape[:2]
+        size = labels * tokens if chunk is None else chunk
+        many, few = max(1, size // tokens), min(size, tokens)
+        places = [
+            (slice(label, min(label + many, labels)), slice(token, min(token + few, tokens)))
+            for label in range(0, labels, many)
+            for token in range(0, tokens, few)
+        ]
+        self.chunks = [Chunk(self, *place, keep=len(places) == 1) for place in places]
+
+    def distance_sums(self) -> Tensor:
+        """(E, 2) float64: sum of d w over this rank's problems, and the number of terms times their mean weight."""
+        with _exact(self.weights.device):
+            return torch.stack([chunk.distance_sums() for chunk in self.chunks]).sum(dim=0)
+
+    def set_scale(self, sums: Tensor) -> None:
+        """s and a from the sums over all ranks."""
+        self.scale = (sums[:, 0] / sums[:, 1]).to(self.dtype)
+        self.factor = (self.scale / self.gen_shape[3] ** 0.5).clamp(min=_SCALE_FLOOR)
+
+    def force_sums(self) -> Tensor:
+        """(E, temperatures + 1) float64: sums of squares of this rank's forces, and the number of terms."""
+        with _exact(self.weights.device):
+            squares = torch.stack([chunk.force_sums() for chunk in self.chunks]).sum(dim=0)
+        return torch.cat([squares, squares.new_full((len(squares), 1), self.gen_shape.numel())], dim=1)
+
+    def set_force_norm(self, sums: Tensor) -> None:
+        """lambda^2 from the sums over all ranks."""
+        self.force_norm = (sums[:, :-1] / sums[:, -1:]).to(self.dtype)
+
+    def gradient_factor(self) -> Tensor:
+        """(E,): -2 / (G S a), which takes F to the gradient of a problem's loss."""
+        return -2.0 / (self.gen_shape[2] * self.gen_shape[3]) / self.factor
+
+    def write_forces(self, into: Sequence[Tensor], factor: Tensor, labels: slice = slice(None)) -> Tensor:
+        """Write F times `factor` (E,) for the problems of `labels`; their losses (E, labels, tokens).
+
+        `into`: a tensor per entry, shaped like its gen but for having these labels only. A kept chunk lets go.
+        """
+        first, last, _ = labels.indices(self.gen_shape[0])
+        loss = torch.empty(len(self.entries), last - first, self.gen_shape[1], dtype=self.dtype, device=factor.device)
+        with _exact(factor.device):
+            for chunk in self.chunks:
+                part = chunk.within(first, last)
+                if part is None:
+                    continue
+                place = (slice(part.labels.start - first, part.labels.stop - first), part.tokens)
+                force = part.total_force()
+                loss[:, *place] = force.square().mean(dim=(3, 4))
+                force *= factor[:, None, None, None, None]
+                for destination, own in zip(into, force, strict=True):
+                    destination[place] = own.to(destination.dtype)
+        return loss
+
+
+def normalise(stacks: Sequence[Stack], group: dist.ProcessGroup | None = None) -> None:
+    """Set s, a and lambda^2 of all stacks from the whole batch over all ranks: two reductions, whatever their number."""
+    for stack, sums in zip(stacks, _over_ranks([stack.distance_sums() for stack in stacks], group), strict=True):
+        stack.set_scale(sums)
+    for stack, sums in zip(stacks, _over_ranks([stack.force_sums() for stack in stacks], group), strict=True):
+        stack.set_force_norm(sums)
+
+
+def _over_ranks(sums: list[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
+    if group is None:
+        return sums
+    flat = torch.cat([each.flatten() for each in sums])
+    dist.all_reduce(flat, op=dist.ReduceOp.SUM, group=group)
+    parts = flat.split([each.numel() for each in sums])
+    return [part.reshape(each.shape) for part, each in zip(parts, sums, strict=True)]
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """No autocast and no TF32 (or bfloat16) products inside."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+# --- some problems --------------------------------------------------------------------------------------------------
+
+
+class Chunk:
+    """Some labels and tokens of a stack's entries; with `keep` their distances and forces are computed once."""
+
+    def __init__(self, stack: Stack, labels: slice, tokens: slice, *, keep: bool) -> None:
+        self.stack, self.labels, self.tokens, self.keep = stack, labels, tokens, keep
+        self._kept_distances: Tensor | None = None
+        self._kept_forces: list[Tensor] = []
+
+    def within(self, first: int, last: int) -> Chunk | None:
+        """The part of this chunk whose labels lie in first .. last, or None."""
+        start, stop = max(self.labels.start, first), min(self.labels.stop, last)
+        if (start, stop) == (self.labels.start, self.labels.stop):
+            return self
+        return Chunk(self.stack, slice(start, stop), self.tokens, keep=False) if start < stop else None
+
+    def distance_sums(self) -> Tensor:
+        """(E, 2): see Stack."""
+        distances, weights = self._distances(self._targets()), self._weights()
+        weighted = (distances.sum(dim=2) * weights).flatten(1).sum(dim=1, dtype=torch.float64)
+        terms = weights.sum(dtype=torch.float64) * distances.shape[2]
+        if self.keep:
+            self._kept_distances = distances
+        return torch.stack([weighted, terms.expand_as(weighted)], dim=1)
+
+    def force_sums(self) -> Tensor:
+        """(E, temperatures): sums of squares."""
+        targets = self._targets()
+        squares, forces = [], []
+        for each in self._coefficients(targets):
+            force = self._pull(each, targets)
+            squares.append(force.square().flatten(1).sum(dim=1, dtype=torch.float64))
+            if self.keep:
+                forces.append(force)
+        self._kept_forces = forces
+        return torch.stack(squares, dim=1)
+
+    def total_force(self) -> Tensor:
+        """F (E, labels, tokens, G, S): each temperature's force brought to mean square 1 over the batch, then summed."""
+        norms = self.stack.force_norm.clamp(min=_FORCE_FLOOR).sqrt().T[:, :, None, None, None]
+        if self._kept_forces:
+            total = _normalised_sum(self._kept_forces, norms)
+            self._kept_forces = []
+        else:
+            # The forces are never needed apart here: one product for the sum of their coefficients.
+            targets = self._targets()
+            total = self._pull(_normalised_sum(self._coefficients(targets), norms), targets)
+        shape = self.stack.gen_shape
+        return total.reshape(len(total), -1, self.tokens.stop - self.tokens.start, *shape[2:])
+
+    def _targets(self) -> Tensor:
+        """(E, b, K, S): generated, unconditional and positive vectors about the mean of each problem's targets."""
+        place = (self.labels, self.tokens)
+        parts = [torch.cat([part[place].to(self.stack.dtype) for part in entry], dim=2) for entry in self.stack.entries]
+        targets = torch.stack(parts).flatten(1, 2)
+        return targets.sub_(targets.mean(dim=2, keepdim=True))
+
+    def _weights(self) -> Tensor:
+        """(b, K), in the order of the targets."""
+        _, _, generated, _ = self.stack.gen_shape
+        given = self.stack.weights[self.labels].to(self.stack.dtype)
+        positives = self.stack.entries[0].positives.shape[2]
+        ones = given.new_ones(len(given), generated + positives)
+        weights = torch.cat([ones[:, :generated], given, ones[:, generated:]], dim=1)
+        return weights.repeat_interleave(self.tokens.stop - self.tokens.start, dim=0)
+
+    def _distances(self, targets: Tensor) -> Tensor:
+        """(E, b, G, K) Euclidean distances, not below 1e-4, which is also every sample's distance to itself."""
+        generated = self.stack.gen_shape[2]
+        flat, norms = targets.flatten(0, 1), targets.square().sum(dim=3).flatten(0, 1)
+        squared = torch.baddbmm(
+            norms[:, None, :] + norms[:, :generated, None], flat[:, :generated], flat.transpose(1, 2), alpha=-2
+        )
+        squared.diagonal(dim1=1, dim2=2).zero_()
+        return squared.clamp_(min=_SQUARED_DISTANCE_FLOOR).sqrt_().unflatten(0, targets.shape[:2])
+
+    def _coefficients(self, targets: Tensor) -> Iterator[Tensor]:
+        """For each temperature what each target pulls with, (E, b, G, K)."""
+        distances = self._distances(targets) if self._kept_distances is None else self._kept_distances
+        self._kept_distances = None
+        distances /= self.stack.scale.clamp(min=_SCALE_FLOOR)[:, None, None, None]
+        distances.diagonal(dim1=2, dim2=3).add_(_SELF_DISTANCE)
+        weights, n_positive = self._weights(), self.stack.entries[0].positives.shape[2]
+        for temperature in self.stack.temperatures:
+            yield coefficients(distances, weights, n_positive, temperature)
+
+    def _pull(self, coefficients: Tensor, targets: Tensor) -> Tensor:
+        """sum_k c_k (y_k - g) / a, (E, b, G, S)."""
+        factor = self.stack.factor[:, None, None, None]
+        gen = targets[:, :, : self.stack.gen_shape[2]]
+        return (coefficients @ targets - coefficients.sum(dim=3, keepdim=True) * gen) / factor
+
+
+def _normalised_sum(parts: Iterable[Tensor], norms: Tensor) -> Tensor:
+    """Sum over temperatures of each part (E, ...) over its norm (temperatures, E, 1, ...)."""
+    each = zip(parts, norms, strict=True)
+    part, norm = next(each)
+    total = part / norm
+    for part, norm in each:
+        total += part / norm
+    return total
+
+
+def coefficients(distances: Tensor, weights: Tensor, n_positive: int, temperature: float) -> Tensor:
+    """What each target pulls with, (..., G, K), from distances in units of their mean and weights (..., K)."""
+    logits = distances / -temperature
+    affinity = logits.softmax(dim=-1).mul_(logits.softmax(dim=-2)).clamp_(min=_AFFINITY_FLOOR).sqrt_()
+    affinity *= weights[..., None, :]
+    repel, attract = affinity.split([affinity.shape[-1] - n_positive, n_positive], dim=-1)
+    repel_sum, attract_sum = repel.sum(dim=-1, keepdim=True), attract.sum(dim=-1, keepdim=True)
+    repel *= -attract_sum
+    attract *= repel_sum
+    return affinity
+
+
+def _single(
+    gen: Tensor,
+    positives: Tensor,
+    negatives: Tensor | None,
+    weight_negatives: Tensor | None,
+    temperatures: Sequence[float],
+    chunk: int | None,
+) -> Stack:
+    """A stack of one entry, each of B its own label."""
     if gen.dim() != 3 or gen.shape[1] == 0:
         raise ValueError(f"drift_loss: gen is (B, G, S) with G > 0, found {tuple(gen.shape)}")
     if negatives is None:
@@ -150,126 +375,5 @@ def _targets(
         raise ValueError(
             f"drift_loss: weight_negatives is (B, N) = {tuple(negatives.shape[:2])}, found {tuple(weight_negatives.shape)}"
         )
-    targets = torch.cat([gen, negatives.detach().to(gen.dtype), positives.detach().to(gen.dtype)], dim=1)
-    ones = gen.new_ones(gen.shape[:2]), gen.new_ones(positives.shape[:2])
-    return targets, torch.cat([ones[0], weight_negatives.detach().to(gen.dtype), ones[1]], dim=1)
-
-
-def _force(
-    gen: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    n_positive: int,
-    temperatures: tuple[float, ...],
-    chunk: int | None,
-    group: dist.ProcessGroup | None,
-) -> DriftForce:
-    """Three passes over B: the mean distance, the force norms, the force. One chunk keeps what it computed."""
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"drift_loss: chunk must be at least 1, found {chunk}")
-    with torch.autocast(gen.device.type, enabled=False):
-        size = len(gen) if chunk is None else chunk
-        keep = size >= len(gen)
-        parts = zip(gen.split(size), targets.split(size), weights.split(size), strict=True)
-        chunks = [_Chunk(g, y, w, n_positive, keep=keep) for g, y, w in parts]
-        scale = _mean_distance(chunks, gen, group)
-        factor = (scale / gen.shape[2] ** 0.5).clamp(min=_SCALE_FLOOR)
-        force_norm = _force_norms(chunks, gen, temperatures, scale, factor, group)
-        force = torch.cat([c.total_force(temperatures, scale, factor, force_norm) for c in chunks])
-    return DriftForce(force, factor, force.square().mean(dim=(1, 2)), scale, force_norm)
-
-
-class _Chunk:
-    """Some of the B problems: centred vectors, and distances and forces, kept (`keep`) or made anew at each pass."""
-
-    def __init__(self, gen: Tensor, targets: Tensor, weights: Tensor, n_positive: int, *, keep: bool) -> None:
-        self.gen, self.targets, self.weights, self.keep = gen, targets, weights, keep
-        self.n_positive = n_positive
-        self._distances: Tensor | None = None
-        self._forces: list[Tensor] | None = None
-
-    def centred(self) -> tuple[Tensor, Tensor]:
-        """gen and targets about the mean of each b's targets: exact for distances and forces, less cancellation."""
-        centre = self.targets.mean(dim=1, keepdim=True)
-        return self.gen - centre, self.targets - centre
-
-    def distances(self) -> Tensor:
-        """(b, G, K) Euclidean distances, not below 1e-4, which is also every sample's distance to itself."""
-        if self._distances is not None:
-            return self._distances
-        gen, targets = self.centred()
-        squared = torch.baddbmm(
-            targets.square().sum(dim=2)[:, None, :] + gen.square().sum(dim=2)[:, :, None],
-            gen,
-            targets.transpose(1, 2),
-            alpha=-2,
-        )
-        squared.diagonal(dim1=1, dim2=2).zero_()
-        distances = squared.clamp_(min=_SQUARED_DISTANCE_FLOOR).sqrt_()
-        if self.keep:
-            self._distances = distances
-        return distances
-
-    def forces(self, temperatures: tuple[float, ...], scale: Tensor, factor: Tensor) -> list[Tensor]:
-        """For each temperature the force (b, G, S) before its normalisation."""
-        if self._forces is not None:
-            return self._forces
-        distances = self.distances() / scale.clamp(min=_SCALE_FLOOR)
-        distances.diagonal(dim1=1, dim2=2).add_(_SELF_DISTANCE)
-        gen, targets = (vectors / factor for vectors in self.centred())
-        forces = []
-        for temperature in temperatures:
-            coefficients = self._coefficients(distances, temperature)
-            forces.append(coefficients @ targets - coefficients.sum(dim=2, keepdim=True) * gen)
-        if self.keep:
-            self._forces, self._distances = forces, None
-        return forces
-
-    def _coefficients(self, distances: Tensor, temperature: float) -> Tensor:
-        """(b, G, K): positives attract by A rowsum(A of the rest), the rest repels by A rowsum(A of positives)."""
-        logits = distances / -temperature
-        affinity = logits.softmax(dim=2).mul_(logits.softmax(dim=1)).clamp_(min=_AFFINITY_FLOOR).sqrt_()
-        affinity = affinity * self.weights[:, None, :]
-        repel, attract = affinity.split([affinity.shape[2] - self.n_positive, self.n_positive], dim=2)
-        repel_sum, attract_sum = repel.sum(dim=2, keepdim=True), attract.sum(dim=2, keepdim=True)
-        return torch.cat([repel * -attract_sum, attract * repel_sum], dim=2)
-
-    def total_force(self, temperatures: tuple[float, ...], scale: Tensor, factor: Tensor, force_norm: Tensor) -> Tensor:
-        """F (b, G, S): each temperature's force brought to mean square 1 over the batch, then summed."""
-        total = torch.zeros_like(self.gen)
-        for force, square in zip(self.forces(temperatures, scale, factor), force_norm, strict=True):
-            total += force / square.clamp(min=_FORCE_FLOOR).sqrt()
-        return total
-
-
-def _mean_distance(chunks: list[_Chunk], gen: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """s = mean_{b,i,k}(d w) / mean_{b,k}(w), the weighted mean distance of the global batch."""
-    sums = torch.zeros(2, dtype=torch.float64, device=gen.device)
-    for chunk in chunks:
-        sums[0] += (chunk.distances().sum(dim=1) * chunk.weights).sum(dtype=torch.float64)
-        sums[1] += chunk.weights.sum(dtype=torch.float64) * gen.shape[1]
-    _sum_over(group, sums)
-    return (sums[0] / sums[1]).to(gen.dtype)
-
-
-def _force_norms(
-    chunks: list[_Chunk],
-    gen: Tensor,
-    temperatures: tuple[float, ...],
-    scale: Tensor,
-    factor: Tensor,
-    group: dist.ProcessGroup | None,
-) -> Tensor:
-    """lambda^2 (temperatures,): the mean square of each temperature's force over the global batch."""
-    sums = torch.zeros(len(temperatures) + 1, dtype=torch.float64, device=gen.device)
-    for chunk in chunks:
-        for index, force in enumerate(chunk.forces(temperatures, scale, factor)):
-            sums[index] += force.square().sum(dtype=torch.float64)
-    sums[-1] += gen.numel()
-    _sum_over(group, sums)
-    return (sums[:-1] / sums[-1]).to(gen.dtype)
-
-
-def _sum_over(group: dist.ProcessGroup | None, sums: Tensor) -> None:
-    if group is not None:
-        dist.all_reduce(sums, op=dist.ReduceOp.SUM, group=group)
+    entry = Entry(gen.detach()[:, None], negatives.detach()[:, None], positives.detach()[:, None])
+    return Stack([entry], weight_negatives.detach(), temperatures, chunk)

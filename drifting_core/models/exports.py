@@ -52,6 +52,13 @@ def write_export(
     ).write(metadata)
 
 
+def load_export(metadata: Path) -> tuple[Generator | LatentEncoder, Export]:
+    """The exported network, whichever it is, as `load_generator` and `load_encoder` give it."""
+    if Export.read(metadata).network == "generator":
+        return load_generator(metadata)
+    return load_encoder(metadata)
+
+
 def load_generator(metadata: Path) -> tuple[Generator, Export]:
     """The exported generator in eval mode, its weights frozen. Raises Fault when it is another kind or was changed."""
     export = _read(metadata, "generator")

@@ -5,12 +5,13 @@ tokens that carry the conditioning vector; blocks are adaLN-Zero with RMSNorm, Q
 The released code decides what the paper leaves open; golden/generator holds this file to its numbers.
 
 Parameters are float32. For bfloat16 activations run under `torch.autocast`: modulation and conditioning, and with
-`attention_fp32` also the inside of attention, stay in float32.
+`attention_fp32` also the inside of attention, stay in float32. `rotary_precision` is part of what the weights mean.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ class Generator(nn.Module):
     load weights. Raises ValueError where sizes do not divide.
     """
 
+    compute_dtype = torch.float32  # of activations, unless autocast says otherwise
+
     def __init__(
         self,
         *,
@@ -49,6 +52,7 @@ class Generator(nn.Module):
         style_entries: int = 64,
         mlp_ratio: float = 4.0,
         attention_fp32: bool = True,
+        rotary_precision: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
         if input_size % patch_size:
@@ -61,7 +65,7 @@ class Generator(nn.Module):
         self.input_size, self.channels, self.patch_size = input_size, channels, patch_size
         self.head_dim, self.in_context_tokens = hidden_size // num_heads, in_context_tokens
         self.style_tables, self.style_entries = style_tables, style_entries
-        self.attention_fp32 = attention_fp32
+        self.rotary_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[rotary_precision]
         self.grid = input_size // patch_size
         patch_dim = patch_size * patch_size * channels
 
@@ -164,10 +168,11 @@ class Generator(nn.Module):
     def _rotary(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines (tokens, head_dim) over the whole sequence, in-context tokens included.
 
-        Without `attention_fp32` positions and angles are made in the activations' type, as in the release, where
-        bfloat16 cannot tell all positions above 256 apart.
+        In bfloat16 (the release's choice in bfloat16 runs without `attn_fp32`) not all positions above 256 can be told
+        apart, and angles are off by up to half a radian: weights trained so need these very tables, in whatever type the
+        rest is computed.
         """
-        dtype = torch.float32 if self.attention_fp32 else tokens.dtype
+        dtype = self.rotary_dtype
         position = torch.arange(tokens.shape[1], device=tokens.device).to(dtype)
         index = torch.arange(0, self.head_dim, 2, device=tokens.device, dtype=torch.float32)
         frequency = (_ROTARY_BASE ** (-index / self.head_dim)).to(dtype)

@@ -126,6 +126,8 @@ class LatentEncoder(nn.Module):
 class MaskedAutoencoder(nn.Module):
     """Encoder, U-Net decoder and linear classifier for masked pre-training of latents (B, C, H, W)."""
 
+    compute_dtype = torch.float32  # of activations, unless autocast says otherwise
+
     def __init__(
         self,
         *,

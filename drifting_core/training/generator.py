@@ -7,6 +7,7 @@ samples, look at them and at generated samples through the frozen encoder, sum t
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,16 +19,15 @@ from drifting_core.data.latents import LatentStore
 from drifting_core.data.stream import SampleStream
 from drifting_core.drift.bank import SampleBank
 from drifting_core.drift.guidance import sample_alpha, unconditional_weight
-from drifting_core.drift.loss import DriftLoss, drift_loss
+from drifting_core.drift.objective import DriftObjective, EntryLoss, total
 from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.training.loop import Optimisation
-
-Features = dict[str, Tensor]  # entry -> (samples, tokens, width)
+from drifting_core.training.parallel import ALONE, Ranks
 
 
 class Batch(NamedTuple):
-    """What a step is made of; samples are label-major: all of the first label, then of the second."""
+    """What a rank's share of a step is made of; samples are label-major: all of the first label, then of the second."""
 
     labels: Tensor  # (N_c,)
     alpha: Tensor  # (N_c,)
@@ -48,11 +48,14 @@ class DriftTraining:
         store: LatentStore,
         encoder: LatentEncoder,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
+        """On several `ranks` each computes its share of the labels; the numbers are those of one."""
         self.objective, self.recipe, self.store, self.device = objective, training, store, device
+        self.ranks, self.mine = ranks, ranks.share(objective.classes_per_step, "objective.classes_per_step")
         self.encoder = encoder.to(device) if objective.encoder_features else None
         with torch.device(device):
-            self.model = Generator(**architecture(generator, store))
+            self.model = Generator(**architecture(generator, store, training.precision))
         self.model.reset_parameters(training.seed)
         self.optimisation = Optimisation(
             self.model,
@@ -108,14 +111,15 @@ class DriftTraining:
         uniforms = self._uniform("unconditional", step, n_labels, bank.unconditional)
         unconditional = self.bank.unconditional(want.unconditional_per_class, uniforms)
 
-        size = n_labels * want.generated_per_class
-        samples = torch.arange(step * size, (step + 1) * size, device=self.device)
+        mine, each = self.mine, want.generated_per_class
+        first = step * n_labels * each
+        samples = torch.arange(first + mine.start * each, first + mine.stop * each, device=self.device)
         seed, model = self.recipe.seed, self.model
         return Batch(
-            labels=labels.to(self.device),
-            alpha=alpha.to(self.device, torch.float32),
-            positives=self._gather(positives),
-            unconditional=self._gather(unconditional),
+            labels=labels[mine].to(self.device),
+            alpha=alpha[mine].to(self.device, torch.float32),
+            positives=self._gather(positives[mine]),
+            unconditional=self._gather(unconditional[mine]),
             noise=draws.normal_rows(draws.key(seed, "noise"), samples, self.store.shape),
             style=draws.integers_rows(draws.key(seed, "style"), model.style_entries, samples, model.style_tables),
         )
@@ -124,44 +128,46 @@ class DriftTraining:
 
     def advance(self, step: int) -> dict[str, Any]:
         batch = self.batch(step)
+        results = self._backward(batch)
+        self.ranks.sum_gradients(self.model.parameters())
+        update = self.optimisation.apply(step)
+        return {"loss": float(total(results)), **update, **_summary(results, self.objective.temperatures)}
+
+    def _backward(self, batch: Batch) -> dict[str, EntryLoss]:
+        """This rank's share of the gradient of the loss, added to the parameters; the loss over all ranks.
+
+        The normalisers belong to the whole batch. Where it does not fit at once, its features are computed without
+        gradients first, and each part again with: one more forward pass, the same numbers.
+        """
+        parts = _slices(len(batch.labels), self.recipe.micro_batches)
         with torch.no_grad():
-            positives, unconditional = self._features(batch.positives), self._features(batch.unconditional)
-        weights = self._weights(batch.alpha)
-        parts = self.recipe.micro_batches
-        if parts == 1:
-            generated = self._features(self._generate(batch, slice(None)))
-            losses = self._losses(generated, positives, unconditional, weights)
-            total = _total(losses)
-            total.backward()
+            positives = _collected(lambda part: self._features(_of(batch.positives, batch, part)), parts)
+            unconditional = _collected(lambda part: self._features(_of(batch.unconditional, batch, part)), parts)
+        if len(parts) == 1:
+            generated = self._features(self._generate(batch, parts[0]))
         else:
-            # The normalisers belong to the whole batch: features first without gradients, the loss on all of them, then
-            # each part again with its share of the features' gradient. One more forward pass, the same numbers.
-            slices = _slices(len(batch.noise), parts)
             with torch.no_grad():
-                each = [self._features(self._generate(batch, part)) for part in slices]
-            generated = {name: torch.cat([features[name] for features in each]).requires_grad_() for name in each[0]}
-            losses = self._losses(generated, positives, unconditional, weights)
-            total = _total(losses)
-            total.backward()
-            for part in slices:
-                again = self._features(self._generate(batch, part))
-                shares = [_gradient(generated[name])[part] for name in again]
-                torch.autograd.backward(list(again.values()), shares)
-        return {
-            "loss": float(total.detach()),
-            **self.optimisation.apply(step),
-            **_summary(losses, self.objective.temperatures),
-        }
+                generated = _collected(lambda part: self._features(self._generate(batch, part)), parts)
+        objective = DriftObjective(
+            generated, positives, unconditional, self._weights(batch.alpha), self.objective.temperatures,
+            group=self.ranks.group,
+        )  # fmt: skip
+        for part in parts:
+            features = generated if len(parts) == 1 else self._features(self._generate(batch, part))
+            gradients = objective.gradients(part)
+            torch.autograd.backward(list(features.values()), [gradients[name] for name in features])
+        return objective.results()
 
-    def _generate(self, batch: Batch, part: slice) -> Tensor:
+    def _generate(self, batch: Batch, labels: slice) -> Tensor:
+        """The generated latents of some labels."""
         repeats = self.objective.generated_per_class
-        labels, alpha = batch.labels.repeat_interleave(repeats)[part], batch.alpha.repeat_interleave(repeats)[part]
+        named, alpha = (of[labels].repeat_interleave(repeats) for of in (batch.labels, batch.alpha))
         with self._autocast():
-            return self.model(batch.noise[part], labels, alpha, batch.style[part])
+            return self.model(_of(batch.noise, batch, labels), named, alpha, _of(batch.style, batch, labels))
 
-    def _features(self, latents: Tensor) -> Features:
+    def _features(self, latents: Tensor) -> dict[str, Tensor]:
         """Entries of the objective: the raw latent and, unless it is switched off, the encoder's."""
-        latents = latents.float()
+        latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
         entries = {"global": latents.flatten(1)[:, None]}
         if self.encoder is not None:
             with self._autocast():
@@ -179,21 +185,6 @@ class DriftTraining:
         weight = unconditional_weight(alpha, want.generated_per_class, want.unconditional_per_class)
         return weight[:, None].expand(-1, want.unconditional_per_class)
 
-    def _losses(
-        self, generated: Features, positives: Features, unconditional: Features, weights: Tensor
-    ) -> dict[str, DriftLoss]:
-        n_labels = len(weights)
-        return {
-            name: drift_loss(
-                _problems(generated[name], n_labels),
-                _problems(positives[name], n_labels),
-                _problems(unconditional[name], n_labels),
-                weight_negatives=weights.repeat_interleave(generated[name].shape[1], 0),
-                temperatures=self.objective.temperatures,
-            )
-            for name in generated
-        }
-
     # --- the state ---------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
@@ -206,43 +197,50 @@ class DriftTraining:
         self.position.copy_(tensors["position"])
 
 
-def architecture(generator: config.Generator, store: LatentStore) -> dict[str, Any]:
+def architecture(generator: config.Generator, store: LatentStore, precision: str) -> dict[str, Any]:
     """Keyword arguments of Generator that the configuration and the data decide."""
     channels, size, _ = store.shape
+    bfloat16 = precision == "bfloat16" and not generator.attention_fp32
     return {
         **generator.model_dump(),
+        "rotary_precision": "bfloat16" if bfloat16 else "float32",
         "input_size": size,
         "channels": channels,
         "num_classes": store.num_classes,
     }
 
 
-def _problems(entry: Tensor, n_labels: int) -> Tensor:
-    """(labels * samples, tokens, width) -> (labels * tokens, samples, width): each label and token is its own problem."""
-    samples, tokens, width = entry.shape
-    per_label = samples // n_labels
-    return entry.reshape(n_labels, per_label, tokens, width).transpose(1, 2).reshape(-1, per_label, width)
+def _slices(labels: int, parts: int) -> list[slice]:
+    """At most `parts` equal slices of the labels (a rank with few labels has as many as labels)."""
+    size = -(-labels // parts)
+    return [slice(start, min(start + size, labels)) for start in range(0, labels, size)]
 
 
-def _gradient(entry: Tensor) -> Tensor:
-    assert entry.grad is not None
-    return entry.grad
+def _of(samples: Tensor, batch: Batch, labels: slice) -> Tensor:
+    """The samples of some labels."""
+    each = len(samples) // len(batch.labels)
+    return samples[labels.start * each : labels.stop * each]
 
 
-def _total(losses: dict[str, DriftLoss]) -> Tensor:
-    """Sum over entries of the mean over labels and tokens (protocol 1.4)."""
-    return torch.stack([entry.loss.mean() for entry in losses.values()]).sum()
+def _collected(features: Callable[[slice], dict[str, Tensor]], parts: Sequence[slice]) -> dict[str, Tensor]:
+    """The features of all parts, in tensors made once: parts and whole never lie in memory both."""
+    whole: dict[str, Tensor] = {}
+    for part in parts:
+        for name, entry in features(part).items():
+            each = len(entry) // (part.stop - part.start)
+            if len(parts) == 1:
+                whole[name] = entry
+                continue
+            if name not in whole:
+                whole[name] = entry.new_empty(parts[-1].stop * each, *entry.shape[1:])
+            whole[name][part.start * each : part.stop * each] = entry
+    return whole
 
 
-def _slices(length: int, parts: int) -> list[slice]:
-    size = length // parts
-    return [slice(start, start + size) for start in range(0, length, size)]
-
-
-def _summary(losses: dict[str, DriftLoss], temperatures: tuple[float, ...]) -> dict[str, Any]:
+def _summary(results: Mapping[str, EntryLoss], temperatures: tuple[float, ...]) -> dict[str, Any]:
     """Mean scale and force norm per feature group (stem, stage, latent) and temperature: the loss itself says nothing."""
-    groups: dict[str, list[DriftLoss]] = defaultdict(list)
-    for name, entry in losses.items():
+    groups: dict[str, list[EntryLoss]] = defaultdict(list)
+    for name, entry in results.items():
         groups[name.split("_")[0]].append(entry)
     lines = {}
     for group, entries in groups.items():

@@ -115,7 +115,7 @@ def train_generator(
         output,
         "generator",
         trainee.optimisation.ema,
-        drifting.architecture(parts["generator"], store),
+        drifting.architecture(parts["generator"], store, training.precision),
         step=until,
         ema_decay=training.ema,
         latents=store.contract,

@@ -21,8 +21,8 @@ from drifting_core.drift.loss import Entry, Stack, normalise
 Features = Mapping[str, Tensor]  # entry -> (samples, tokens, S), samples label-major
 
 # Working memory of a chunk. A GPU wants large products; on a CPU a chunk should stay near the caches (measured on two
-# cores, docs/performance.md: 4 to 16 MiB alike, 256 MiB a third slower).
-_CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 512 << 20}
+# cores, docs/performance.md: 8 to 64 MiB alike, more is half slower).
+_CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 
 
 class EntryLoss(NamedTuple):

@@ -8,14 +8,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from drifting_core import config as settings
-from drifting_core.artifacts import LatentContract, LatentManifest, records
-from drifting_core.data.latents import LatentStore, write_shard
+from drifting_core.data.latents import LatentStore
 from drifting_core.faults import Fault, Stopped
 from drifting_core.jobs import StopRequest
 from drifting_core.models.mae import LatentEncoder
@@ -23,48 +21,17 @@ from drifting_core.training.generator import DriftTraining
 from drifting_core.training.loop import MetricsFile, Optimisation, Trainee, train
 from drifting_core.training.mae import MaskedTraining, StoredLatents, encoder_architecture
 from drifting_core.training.state import StateFolder
-
-CPU = torch.device("cpu")
-CONTRACT = LatentContract(
-    tokenizer_sha256="t", scaling_factor=1.0, posterior="sample", views=["image", "mirror"], dtype="float16",
-    precision="float32", pre_encode_transforms=["none"],
-)  # fmt: skip
+from tests.unit.training_samples import CPU, drift_training, small_configuration, write_store
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
-    """60 random latents (4, 16, 16) of 10 classes."""
-    folder = tmp_path_factory.mktemp("store")
-    rng = np.random.default_rng(0)
-    latents = rng.normal(size=(60, 2, 4, 16, 16)).astype(np.float16)
-    labels = np.arange(60) % 10
-    write_shard(folder / "shard_0.h5", latents, labels, [f"i{i}" for i in range(60)], CONTRACT, 16)
-    LatentManifest(
-        configuration="c", code="1", files=records(folder, ["shard_0.h5"]), split="train", rows=60, shape=[4, 16, 16],
-        num_classes=10, shards=["shard_0.h5"], shard_rows=[60], rejects=[], contract=CONTRACT,
-    ).write(folder / "manifest.json")  # fmt: skip
-    return LatentStore(folder / "manifest.json")
+    return write_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture
 def small(demo_values: dict[str, Any]) -> settings.Configuration:
-    """The demo with networks and batches that take milliseconds."""
-    demo_values["encoder"].update(base_width=8, norm_groups=2)
-    demo_values["encoder"]["training"].update(steps=8, batch=6, finetune_steps=4, finetune_ramp_steps=2)
-    demo_values["generator"].update(hidden_size=32, depth=1, num_heads=2, cond_dim=16)
-    demo_values["objective"].update(
-        classes_per_step=4, generated_per_class=3, positives_per_class=4, unconditional_per_class=2,
-        bank={"per_class": 5, "unconditional": 12, "pushes_per_step": 6},
-    )  # fmt: skip
-    demo_values["training"].update(warmup_steps=2)
-    return settings.load(demo_values)
-
-
-def generator(small: settings.Configuration, store: LatentStore, **training: Any) -> DriftTraining:
-    encoder = LatentEncoder(**encoder_architecture(small.encoder, 4))
-    encoder.reset_parameters(1)
-    recipe = small.training.model_copy(update=training)
-    return DriftTraining(small.generator, small.objective, recipe, store, encoder.eval().requires_grad_(False), CPU)
+    return small_configuration(demo_values)
 
 
 def encoder(small: settings.Configuration, store: LatentStore) -> MaskedTraining:
@@ -99,7 +66,7 @@ class StopAfter:
         return self.left < 0
 
 
-@pytest.mark.parametrize("make", [generator, encoder])
+@pytest.mark.parametrize("make", [drift_training, encoder])
 def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path: Path, small: Any, store: LatentStore, make: Any) -> None:
     whole = run(make(small, store), tmp_path / "whole", 8)
     with pytest.raises(Stopped):
@@ -113,9 +80,9 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(tmp_path: Path, small: 
 
 
 def test_a_longer_horizon_continues_the_shorter_run(tmp_path: Path, small: Any, store: LatentStore) -> None:
-    whole = run(generator(small, store), tmp_path / "whole", 8)
-    run(generator(small, store), tmp_path / "slices", 4)
-    slices = run(generator(small, store), tmp_path / "slices", 8)
+    whole = run(drift_training(small, store), tmp_path / "whole", 8)
+    run(drift_training(small, store), tmp_path / "slices", 4)
+    slices = run(drift_training(small, store), tmp_path / "slices", 8)
     assert all(torch.equal(whole[name], slices[name]) for name in whole)
 
 
@@ -135,15 +102,15 @@ def test_a_killed_run_goes_on_from_its_last_commit(tmp_path: Path, small: Any, s
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
     assert lines(tmp_path / "k")[-1]["step"] == 5
-    again = run(generator(small, store), tmp_path / "k", 8)
-    whole = run(generator(small, store), tmp_path / "whole", 8)
+    again = run(drift_training(small, store), tmp_path / "k", 8)
+    whole = run(drift_training(small, store), tmp_path / "whole", 8)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert lines(tmp_path / "k") == lines(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_change_nothing_but_rounding(small: Any, store: LatentStore, parts: int) -> None:
-    one, many = generator(small, store), generator(small, store, micro_batches=parts)
+    one, many = drift_training(small, store), drift_training(small, store, micro_batches=parts)
     gradients = []
     for trainee in (one, many):
         trainee.begin()
@@ -171,12 +138,12 @@ def test_micro_batches_change_nothing_but_rounding(small: Any, store: LatentStor
 def test_a_damaged_newest_state_falls_back_loudly(
     tmp_path: Path, small: Any, store: LatentStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = run(generator(small, store), tmp_path, 6)
+    whole = run(drift_training(small, store), tmp_path, 6)
     newest = tmp_path / "state" / "step_00000006" / "state.safetensors"
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
     newest.write_bytes(content)
-    again = run(generator(small, store), tmp_path, 6)
+    again = run(drift_training(small, store), tmp_path, 6)
     assert "damaged" in caplog.text
     assert (tmp_path / "state" / "damaged_step_00000006").is_dir()
     assert all(torch.equal(whole[name], again[name]) for name in whole)

@@ -13,8 +13,9 @@ the mean distance `s` and, per temperature, the mean square `lambda^2` of the fo
 No gradient flows through F, s or a, so the gradient is written down instead of traced.
 
 Memory. Problems are independent but for the scalars, so three passes over chunks of them (s, then lambda^2, then F) hold
-one chunk at a time beside inputs and gradient; a single chunk keeps what it computed. Inputs stay in their own type and
-strides until their chunk is gathered, and entries of one shape are computed together. Nothing waits for the device.
+one chunk at a time beside inputs and gradient, in buffers that all chunks use in turn; a single chunk is computed once.
+Inputs stay in their own type and strides until their chunk is gathered, and entries of one shape are computed together.
+Nothing waits for the device.
 
 Numerics. float32 throughout (float64 for float64 inputs), whatever autocast or TF32 say outside. Each problem is centred
 on the mean of its targets: distances and forces do not change under a common shift, and |g|^2 + |y|^2 - 2 g y no longer
@@ -24,7 +25,8 @@ over the batch are float64, so the scalars do not depend on how the batch is div
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -153,17 +155,18 @@ class Stack:
         labels, tokens = self.gen_shape[:2]
         size = labels * tokens if chunk is None else chunk
         many, few = max(1, size // tokens), min(size, tokens)
-        places = [
-            (slice(label, min(label + many, labels)), slice(token, min(token + few, tokens)))
+        self.chunks = [
+            Chunk(slice(label, min(label + many, labels)), slice(token, min(token + few, tokens)))
             for label in range(0, labels, many)
             for token in range(0, tokens, few)
         ]
-        self.chunks = [Chunk(self, *place, keep=len(places) == 1) for place in places]
+        self._size = min(many, labels) * min(few, tokens)
+        self._kept: _Workspace | None = None
 
     def distance_sums(self) -> Tensor:
         """(E, 2) float64: sum of d w over this rank's problems, and the number of terms times their mean weight."""
-        with _exact(self.weights.device):
-            return torch.stack([chunk.distance_sums() for chunk in self.chunks]).sum(dim=0)
+        with self._workspace() as work:
+            return torch.stack([work.distance_sums(chunk) for chunk in self.chunks]).sum(dim=0)
 
     def set_scale(self, sums: Tensor) -> None:
         """s and a from the sums over all ranks."""
@@ -172,8 +175,8 @@ class Stack:
 
     def force_sums(self) -> Tensor:
         """(E, temperatures + 1) float64: sums of squares of this rank's forces, and the number of terms."""
-        with _exact(self.weights.device):
-            squares = torch.stack([chunk.force_sums() for chunk in self.chunks]).sum(dim=0)
+        with self._workspace() as work:
+            squares = torch.stack([work.force_sums(chunk) for chunk in self.chunks]).sum(dim=0)
         return torch.cat([squares, squares.new_full((len(squares), 1), self.gen_shape.numel())], dim=1)
 
     def set_force_norm(self, sums: Tensor) -> None:
@@ -187,22 +190,33 @@ class Stack:
     def write_forces(self, into: Sequence[Tensor], factor: Tensor, labels: slice = slice(None)) -> Tensor:
         """Write F times `factor` (E,) for the problems of `labels`; their losses (E, labels, tokens).
 
-        `into`: a tensor per entry, shaped like its gen but for having these labels only. A kept chunk lets go.
+        `into`: a tensor per entry, shaped like its gen but for having these labels only.
         """
         first, last, _ = labels.indices(self.gen_shape[0])
         loss = torch.empty(len(self.entries), last - first, self.gen_shape[1], dtype=self.dtype, device=factor.device)
-        with _exact(factor.device):
-            for chunk in self.chunks:
-                part = chunk.within(first, last)
-                if part is None:
+        with self._workspace() as work:
+            for whole in self.chunks:
+                chunk = whole.within(first, last)
+                if chunk is None:
                     continue
-                place = (slice(part.labels.start - first, part.labels.stop - first), part.tokens)
-                force = part.total_force()
-                loss[:, *place] = force.square().mean(dim=(3, 4))
+                place = (slice(chunk.labels.start - first, chunk.labels.stop - first), chunk.tokens)
+                force = work.total_force(chunk).unflatten(1, chunk.shape)
+                loss[:, *place] = torch.linalg.vector_norm(force, dim=(3, 4)).square_() / math.prod(force.shape[3:])
                 force *= factor[:, None, None, None, None]
                 for destination, own in zip(into, force, strict=True):
-                    destination[place] = own.to(destination.dtype)
+                    destination[place] = own
+        if last - first == self.gen_shape[0]:
+            self._kept = None
         return loss
+
+    @contextmanager
+    def _workspace(self) -> Iterator[_Workspace]:
+        """Buffers for one chunk; where there is one chunk only they stay, with what was computed in them."""
+        work = self._kept or _Workspace(self, self._size)
+        if len(self.chunks) == 1:
+            self._kept = work
+        with _exact(self.weights.device):
+            yield work
 
 
 def normalise(stacks: Sequence[Stack], group: dist.ProcessGroup | None = None) -> None:
@@ -237,118 +251,146 @@ def _exact(device: torch.device) -> Iterator[None]:
 # --- some problems --------------------------------------------------------------------------------------------------
 
 
-class Chunk:
-    """Some labels and tokens of a stack's entries; with `keep` their distances and forces are computed once."""
+class Chunk(NamedTuple):
+    """Some labels and tokens of a stack's entries."""
 
-    def __init__(self, stack: Stack, labels: slice, tokens: slice, *, keep: bool) -> None:
-        self.stack, self.labels, self.tokens, self.keep = stack, labels, tokens, keep
-        self._kept_distances: Tensor | None = None
-        self._kept_forces: list[Tensor] = []
+    labels: slice
+    tokens: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.labels.stop - self.labels.start, self.tokens.stop - self.tokens.start
 
     def within(self, first: int, last: int) -> Chunk | None:
         """The part of this chunk whose labels lie in first .. last, or None."""
         start, stop = max(self.labels.start, first), min(self.labels.stop, last)
-        if (start, stop) == (self.labels.start, self.labels.stop):
-            return self
-        return Chunk(self.stack, slice(start, stop), self.tokens, keep=False) if start < stop else None
+        return Chunk(slice(start, stop), self.tokens) if start < stop else None
 
-    def distance_sums(self) -> Tensor:
+
+class _Workspace:
+    """What one chunk of b problems needs, in buffers that are made once; called again for a chunk, it goes on.
+
+    targets (E, b, K, S), distances (E, b, G, K), coefficients (temperatures, E, b, G, K), forces (E, b, G, S).
+    """
+
+    def __init__(self, stack: Stack, problems: int) -> None:
+        self.stack = stack
+        entries, (_, _, generated, width) = len(stack.entries), stack.gen_shape
+        self.n_positive = stack.entries[0].positives.shape[2]
+        targets = generated + stack.weights.shape[1] + self.n_positive
+        self.shapes = {"targets": (targets, width), "pairs": (generated, targets), "forces": (generated, width)}
+
+        def buffer(kind: str) -> Tensor:
+            size = entries * problems * self.shapes[kind][0] * self.shapes[kind][1]
+            return torch.empty(size, dtype=stack.dtype, device=stack.weights.device)
+
+        self._targets, self._distances, self._force = buffer("targets"), buffer("pairs"), buffer("forces")
+        self._coefficients = [buffer("pairs") for _ in stack.temperatures]
+        self._scratch = buffer("pairs"), buffer("pairs")
+        self._chunk: Chunk | None = None  # whose targets and distances are there
+        self._pulling: Chunk | None = None  # whose coefficients are there
+
+    def distance_sums(self, chunk: Chunk) -> Tensor:
         """(E, 2): see Stack."""
-        distances, weights = self._distances(self._targets()), self._weights()
-        weighted = (distances.sum(dim=2) * weights).flatten(1).sum(dim=1, dtype=torch.float64)
-        terms = weights.sum(dtype=torch.float64) * distances.shape[2]
-        if self.keep:
-            self._kept_distances = distances
+        distances, weights = self._measured(chunk)[1], self._weights(chunk)
+        weighted = (distances.sum(dim=2) * weights).double().sum(dim=(1, 2))
+        terms = weights.double().sum() * distances.shape[2]
         return torch.stack([weighted, terms.expand_as(weighted)], dim=1)
 
-    def force_sums(self) -> Tensor:
+    def force_sums(self, chunk: Chunk) -> Tensor:
         """(E, temperatures): sums of squares."""
-        targets = self._targets()
-        squares, forces = [], []
-        for each in self._coefficients(targets):
-            force = self._pull(each, targets)
-            squares.append(force.square().flatten(1).sum(dim=1, dtype=torch.float64))
-            if self.keep:
-                forces.append(force)
-        self._kept_forces = forces
-        return torch.stack(squares, dim=1)
+        forces = (self._pull(pulls, chunk) for pulls in self._pulls(chunk))
+        lengths = torch.stack([torch.linalg.vector_norm(force, dim=3).flatten(1) for force in forces], dim=1)
+        return lengths.double().square_().sum(dim=2)
 
-    def total_force(self) -> Tensor:
-        """F (E, labels, tokens, G, S): each temperature's force brought to mean square 1 over the batch, then summed."""
-        norms = self.stack.force_norm.clamp(min=_FORCE_FLOOR).sqrt().T[:, :, None, None, None]
-        if self._kept_forces:
-            total = _normalised_sum(self._kept_forces, norms)
-            self._kept_forces = []
-        else:
-            # The forces are never needed apart here: one product for the sum of their coefficients.
-            targets = self._targets()
-            total = self._pull(_normalised_sum(self._coefficients(targets), norms), targets)
-        shape = self.stack.gen_shape
-        return total.reshape(len(total), -1, self.tokens.stop - self.tokens.start, *shape[2:])
+    def total_force(self, chunk: Chunk) -> Tensor:
+        """F (E, b, G, S): each temperature's force brought to mean square 1 over the batch, then summed.
 
-    def _targets(self) -> Tensor:
-        """(E, b, K, S): generated, unconditional and positive vectors about the mean of each problem's targets."""
-        place = (self.labels, self.tokens)
-        parts = [torch.cat([part[place].to(self.stack.dtype) for part in entry], dim=2) for entry in self.stack.entries]
-        targets = torch.stack(parts).flatten(1, 2)
-        return targets.sub_(targets.mean(dim=2, keepdim=True))
+        The forces are not needed apart here: one product for the sum of their coefficients.
+        """
+        norms = self.stack.force_norm.clamp(min=_FORCE_FLOOR).sqrt()[:, :, None, None, None]
+        pulls = self._pulls(chunk)
+        total = torch.div(pulls[0], norms[:, 0], out=self._view(self._scratch[0], "pairs", chunk))
+        for place in range(1, len(pulls)):
+            total.addcdiv_(pulls[place], norms[:, place])
+        return self._pull(total, chunk)
 
-    def _weights(self) -> Tensor:
+    def _view(self, buffer: Tensor, kind: str, chunk: Chunk) -> Tensor:
+        shape = (len(self.stack.entries), math.prod(chunk.shape), *self.shapes[kind])
+        return buffer[: math.prod(shape)].view(shape)
+
+    def _weights(self, chunk: Chunk) -> Tensor:
         """(b, K), in the order of the targets."""
-        _, _, generated, _ = self.stack.gen_shape
-        given = self.stack.weights[self.labels].to(self.stack.dtype)
-        positives = self.stack.entries[0].positives.shape[2]
-        ones = given.new_ones(len(given), generated + positives)
-        weights = torch.cat([ones[:, :generated], given, ones[:, generated:]], dim=1)
-        return weights.repeat_interleave(self.tokens.stop - self.tokens.start, dim=0)
+        given = self.stack.weights[chunk.labels].to(self.stack.dtype)
+        generated = given.new_ones(len(given), self.stack.gen_shape[2])
+        weights = torch.cat([generated, given, given.new_ones(len(given), self.n_positive)], dim=1)
+        return weights.repeat_interleave(chunk.shape[1], dim=0)
 
-    def _distances(self, targets: Tensor) -> Tensor:
-        """(E, b, G, K) Euclidean distances, not below 1e-4, which is also every sample's distance to itself."""
-        generated = self.stack.gen_shape[2]
-        flat, norms = targets.flatten(0, 1), targets.square().sum(dim=3).flatten(0, 1)
-        squared = torch.baddbmm(
-            norms[:, None, :] + norms[:, :generated, None], flat[:, :generated], flat.transpose(1, 2), alpha=-2
-        )
-        squared.diagonal(dim1=1, dim2=2).zero_()
-        return squared.clamp_(min=_SQUARED_DISTANCE_FLOOR).sqrt_().unflatten(0, targets.shape[:2])
+    def _measured(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Targets (generated, unconditional, positive) about their problem's mean, and the distances to them.
 
-    def _coefficients(self, targets: Tensor) -> Iterator[Tensor]:
+        Distances are Euclidean and not below 1e-4, which is also every sample's distance to itself.
+        """
+        targets, distances = self._view(self._targets, "targets", chunk), self._view(self._distances, "pairs", chunk)
+        if self._chunk == chunk:
+            return targets, distances
+        for into, entry in zip(targets, self.stack.entries, strict=True):
+            parts = into.unflatten(0, chunk.shape).split([part.shape[2] for part in entry], dim=2)
+            for own, part in zip(parts, entry, strict=True):
+                own.copy_(part[chunk.labels, chunk.tokens])
+        targets -= targets.mean(dim=2, keepdim=True)
+        squares = torch.linalg.vector_norm(targets, dim=3).square_()
+        flat, generated = targets.flatten(0, 1), self.stack.gen_shape[2]
+        torch.bmm(flat[:, :generated], flat.transpose(1, 2), out=distances.flatten(0, 1))
+        distances *= -2
+        distances += squares[:, :, None, :]
+        distances += squares[:, :, :generated, None]
+        distances.diagonal(dim1=2, dim2=3).zero_()
+        distances.clamp_(min=_SQUARED_DISTANCE_FLOOR).sqrt_()
+        self._chunk, self._pulling = chunk, None
+        return targets, distances
+
+    def _pulls(self, chunk: Chunk) -> list[Tensor]:
         """For each temperature what each target pulls with, (E, b, G, K)."""
-        distances = self._distances(targets) if self._kept_distances is None else self._kept_distances
-        self._kept_distances = None
+        pulls = [self._view(buffer, "pairs", chunk) for buffer in self._coefficients]
+        if self._pulling == chunk:
+            return pulls
+        distances = self._measured(chunk)[1]
         distances /= self.stack.scale.clamp(min=_SCALE_FLOOR)[:, None, None, None]
         distances.diagonal(dim1=2, dim2=3).add_(_SELF_DISTANCE)
-        weights, n_positive = self._weights(), self.stack.entries[0].positives.shape[2]
-        for temperature in self.stack.temperatures:
-            yield coefficients(distances, weights, n_positive, temperature)
+        weights, scratch = self._weights(chunk), [self._view(buffer, "pairs", chunk) for buffer in self._scratch]
+        for temperature, pull in zip(self.stack.temperatures, pulls, strict=True):
+            coefficients(distances, weights, self.n_positive, temperature, pull, scratch)
+        self._pulling, self._chunk = chunk, None  # the distances have changed
+        return pulls
 
-    def _pull(self, coefficients: Tensor, targets: Tensor) -> Tensor:
+    def _pull(self, pulls: Tensor, chunk: Chunk) -> Tensor:
         """sum_k c_k (y_k - g) / a, (E, b, G, S)."""
-        factor = self.stack.factor[:, None, None, None]
-        gen = targets[:, :, : self.stack.gen_shape[2]]
-        return (coefficients @ targets - coefficients.sum(dim=3, keepdim=True) * gen) / factor
+        targets, force = self._view(self._targets, "targets", chunk), self._view(self._force, "forces", chunk)
+        torch.bmm(pulls.flatten(0, 1), targets.flatten(0, 1), out=force.flatten(0, 1))
+        force.addcmul_(pulls.sum(dim=3, keepdim=True), targets[:, :, : self.stack.gen_shape[2]], value=-1)
+        force /= self.stack.factor[:, None, None, None]
+        return force
 
 
-def _normalised_sum(parts: Iterable[Tensor], norms: Tensor) -> Tensor:
-    """Sum over temperatures of each part (E, ...) over its norm (temperatures, E, 1, ...)."""
-    each = zip(parts, norms, strict=True)
-    part, norm = next(each)
-    total = part / norm
-    for part, norm in each:
-        total += part / norm
-    return total
+def coefficients(
+    distances: Tensor, weights: Tensor, n_positive: int, temperature: float, into: Tensor, scratch: Sequence[Tensor]
+) -> None:
+    """Write what each target pulls with into `into`, shaped like `distances` (..., G, K) (in units of their mean).
 
-
-def coefficients(distances: Tensor, weights: Tensor, n_positive: int, temperature: float) -> Tensor:
-    """What each target pulls with, (..., G, K), from distances in units of their mean and weights (..., K)."""
-    logits = distances / -temperature
-    affinity = logits.softmax(dim=-1).mul_(logits.softmax(dim=-2)).clamp_(min=_AFFINITY_FLOOR).sqrt_()
-    affinity *= weights[..., None, :]
-    repel, attract = affinity.split([affinity.shape[-1] - n_positive, n_positive], dim=-1)
+    A = sqrt(max(softmax_k softmax_i, floor)) w; positives (the last) attract by A rowsum(A of the rest), the rest repels by
+    A rowsum(A of the positives). `weights` (..., K).
+    """
+    logits, other = scratch
+    torch.div(distances, -temperature, out=logits)
+    torch.softmax(logits, -1, out=into)
+    into *= torch.softmax(logits, -2, out=other)
+    into.clamp_(min=_AFFINITY_FLOOR).sqrt_()
+    into *= weights[..., None, :]
+    repel, attract = into.split([into.shape[-1] - n_positive, n_positive], dim=-1)
     repel_sum, attract_sum = repel.sum(dim=-1, keepdim=True), attract.sum(dim=-1, keepdim=True)
     repel *= -attract_sum
     attract *= repel_sum
-    return affinity
 
 
 def _single(

@@ -7,7 +7,6 @@ are the same, on any number of ranks.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -112,7 +111,7 @@ def total(results: Mapping[str, EntryLoss]) -> Tensor:
 
 
 def _problem_bytes(entry: Entry) -> int:
-    """About what one problem occupies while it is computed: targets, four (G, K) matrices, three forces; float32."""
+    """What one problem occupies while it is computed: targets, six (G, K) matrices, a force; float32."""
     _, _, generated, width = entry.gen.shape
     targets = generated + entry.negatives.shape[2] + entry.positives.shape[2]
-    return 4 * math.ceil(targets * width + 4 * generated * targets + 3 * generated * width)
+    return 4 * (targets * width + 6 * generated * targets + generated * width)

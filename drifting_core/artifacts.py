@@ -146,6 +146,18 @@ def hashes(paths: Mapping[str, Path]) -> dict[str, Sha256]:
     return {role: sha256_file(path) for role, path in paths.items()}
 
 
+# --- what is published ---------------------------------------------------------------------------------------------
+
+
+class Fetched(Artifact):
+    """Files of the Hugging Face hub, under `folder` beside this manifest."""
+
+    kind: Literal["fetched"] = "fetched"
+    repository: str
+    revision: str
+    folder: str
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
@@ -303,8 +315,18 @@ class EncoderTrained(Artifact):
     step: int
 
 
+class Imported(BaseModel):
+    """Where imported weights come from, as the source itself says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str  # of the configuration
+    step: int
+    weights_sha256: Sha256  # of the file that was read
+
+
 class Export(Artifact):
-    """Weights for later stages: `model.safetensors` (EMA) and this metadata."""
+    """Weights for later stages: `model.safetensors` (EMA) and this metadata; `imported` when they were not trained here."""
 
     kind: Literal["export"] = "export"
     network: Literal["encoder", "generator"]
@@ -313,6 +335,7 @@ class Export(Artifact):
     architecture: dict[str, Any]
     parameters: int
     latents: LatentContract
+    imported: Imported | None = None
 
 
 class StateMarker(Artifact):
@@ -357,6 +380,7 @@ class Samples(Artifact):
     compute_batch: int
     label_plan: Literal["balanced"] = "balanced"
     stored: Literal["float16"] = "float16"
+    precision: str = "float32"
     export_sha256: Sha256
     tokenizer_sha256: Sha256  # the latents are of this tokenizer's space
 
@@ -386,6 +410,7 @@ class EvaluationContract(BaseModel):
     precision_recall_k: int
     bootstrap: int
     samples: int
+    sampling_precision: str = "float32"
 
     # The published FID weights carry the first digits of their hash in their name; ImageNet has this many training images.
     fid_weights: ClassVar[str] = "6726825d"

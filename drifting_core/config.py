@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from drifting_core import published
 from drifting_core.faults import Fault
 
 Positive = Annotated[int, Field(gt=0)]
@@ -28,6 +29,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Precision = Literal["float32", "bfloat16"]
+
+TRAINED = "trained"
+_RELEASED = "released:"
+_SOURCE = (
+    "trained: here, from the latents; released:NAME (or released:NAME@COMMIT): the authors' weights; else the path of a "
+    "folder as they publish one, or of an export of this project"
+)
 
 
 class Section(BaseModel):
@@ -134,7 +142,13 @@ class Tokenizer(Section):
     training: TokenizerTraining | None = Field(None, description="for source: trained")
     factor: Positive = Field(8, description="pixels per latent pixel, along a side")
     channels: Positive = Field(4, description="latent channels")
-    resources: Resources = operation(Resources(), "training or fetching job")
+    resources: Resources = operation(Resources(), "training job")
+
+    @property
+    def download(self) -> published.Download | None:
+        """What a job with internet must fetch first."""
+        hub = self.hub if self.source == "hub" else None
+        return published.tokenizer_download(hub.id, hub.revision) if hub else None
 
     @model_validator(mode="after")
     def _source_is_described(self) -> Self:
@@ -161,7 +175,37 @@ class EncoderTraining(Section):
     seed: Natural = Field(42, description="seed of initialisation, order and masks")
 
 
-class Encoder(Section):
+class Importable(Section):
+    """A network that is trained here or imported; what an import brings must be what these sections say."""
+
+    source: str = Field(TRAINED, min_length=1, description=_SOURCE)
+
+    @property
+    def imported(self) -> bool:
+        return self.source != TRAINED
+
+    @property
+    def released(self) -> str | None:
+        """Name in the authors' repository, if it comes from there."""
+        return self.source.removeprefix(_RELEASED).partition("@")[0] if self.source.startswith(_RELEASED) else None
+
+    @property
+    def download(self) -> published.Download | None:
+        """What a job with internet must fetch first."""
+        if self.released is None:
+            return None
+        return published.download(self.released, self.source.partition("@")[2])
+
+
+def _released_exists(network: Literal["encoder", "generator"], source: str) -> str:
+    name = source.removeprefix(_RELEASED).partition("@")[0]
+    if source.startswith(_RELEASED) and name not in published.names(network):
+        known = ", ".join(_RELEASED + each for each in published.names(network))
+        raise ValueError(f"the authors publish no {network} '{name}'; known: {known}; or give a folder")
+    return source
+
+
+class Encoder(Importable):
     """The latent-MAE whose features the drift is computed in."""
 
     name: Name = Field(description="folder name below results/encoders")
@@ -180,8 +224,13 @@ class Encoder(Section):
     log_every: Positive = operation(50, "steps between lines of metrics.jsonl")
     resources: Resources = operation(Resources(), "the training job")
 
+    @field_validator("source")
+    @classmethod
+    def _is_published(cls, source: str) -> str:
+        return _released_exists("encoder", source)
 
-class Generator(Section):
+
+class Generator(Importable):
     """The one-step generator (protocol section 3)."""
 
     patch_size: Positive = Field(2, description="latent pixels per token, along a side")
@@ -193,6 +242,11 @@ class Generator(Section):
     style_tables: Natural = Field(32, description="style codebooks")
     style_entries: Positive = Field(64, description="entries per style codebook")
     attention_fp32: bool = Field(True, description="attention and rotary angles in float32")
+
+    @field_validator("source")
+    @classmethod
+    def _is_published(cls, source: str) -> str:
+        return _released_exists("generator", source)
 
 
 class AlphaLaw(Section):
@@ -292,6 +346,7 @@ class Sampling(Section):
 
     compute_batch: Positive = Field(64, description="samples per generator call (bits depend on it)")
     label_plan: Literal["balanced"] = Field("balanced", description="labels: every class equally often")
+    precision: Precision = Field("float32", description="number format of the generator's activations")
 
 
 class Contract(Section):
@@ -374,6 +429,17 @@ class Configuration(Section):
         """Side of the latent, in latent pixels."""
         return self.data.image_size // self.tokenizer.factor
 
+    @property
+    def milestones(self) -> list[int]:
+        """Steps that are exported: the training's, or the one that an imported generator stands for."""
+        return [self.training.steps] if self.generator.imported else self.training.milestones
+
+    @property
+    def downloads(self) -> dict[str, published.Download]:
+        """What must come from the Hugging Face hub, by the folder's name below results/sources."""
+        wanted = (self.tokenizer.download, self.encoder.download, self.generator.download)
+        return {each.key: each for each in wanted if each}
+
     def slice(self, *paths: str) -> dict[str, dict[str, Any]]:
         """The identities of the sections at these dotted paths: what a rule passes to its script as params."""
         chosen = {}
@@ -403,14 +469,15 @@ class Configuration(Section):
         """Everything above the stage in the picture of architecture.md."""
         source = ("data", "tokenizer")
         trained = self._trains_tokenizer
+        training = ("encoder", "generator", "objective", "training")
         paths = {
             "data": source,
             "tokenizer": source if trained else ("tokenizer",),  # a published one is shared by all data
             "network": (*source, "evaluation.network") if self.evaluation.network.classifier else ("evaluation.network",),
             "reference": (*source, "evaluation.network", "evaluation.reference"),
             "encoder": (*source, "encoder"),
-            "run": (*source, "encoder", "generator", "objective", "training"),
-            "bundle": (*source, "encoder", "generator", "objective", "training", "evaluation"),
+            "run": (*source, "generator") if self.generator.imported else (*source, *training),
+            "bundle": (*source, *training, "evaluation"),
         }
         return self.slice(*paths[stage])
 
@@ -443,7 +510,7 @@ def _misfits(config: Configuration) -> list[str]:
     for kind in ("selection", "report"):
         samples = getattr(config.evaluation, kind).samples
         must_divide(samples, config.data.expected.classes, f"evaluation.{kind}.samples and the number of classes")
-    if config.evaluation.selection.last_k > len(config.training.milestones) - 1:
+    if not config.generator.imported and config.evaluation.selection.last_k > len(config.training.milestones) - 1:
         problems.append(
             f"evaluation.selection.last_k ({config.evaluation.selection.last_k}) exceeds the "
             f"{len(config.training.milestones) - 1} trained milestones"

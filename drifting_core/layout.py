@@ -74,6 +74,36 @@ class Layout:
         trained = {"tokenizer": owner.tokenizer.source == "trained", "network": bool(owner.evaluation.network.classifier)}
         return [f"{self.folder('data', owner)}/index.json"] if trained[stage] else []
 
+    def fetched_of(self, stage: str, key: str) -> list[str]:
+        """The manifest of what a stage needs from the hub: its tokenizer, or an imported encoder or generator."""
+        owner = self.find(stage, key)
+        networks = {"encoder": owner.encoder, "run": owner.generator}
+        wanted = networks[stage].download if stage in networks else owner.tokenizer.download
+        return [f"{self.root}/sources/{wanted.key}/manifest.json"] if wanted else []
+
+    def download(self, key: str) -> str:
+        """JSON of what `sources/<key>` is to hold. Raises Fault when no known configuration needs it."""
+        for owner in (self.active, *self._runs()):
+            if key in owner.downloads:
+                return _json(owner.downloads[key]._asdict())
+        raise Fault(
+            f"no known configuration downloads '{key}'; the active one: {', '.join(self.active.downloads) or 'nothing'}"
+        )
+
+    def imported(self, stage: str) -> str:
+        """Regular expression of the folders of a stage (encoder or run) whose network is imported, not trained."""
+        found = []
+        for owner in (self.active, *self._runs()):
+            network = owner.encoder if stage == "encoder" else owner.generator
+            if network.imported:
+                found.append(owner.key(stage))
+        return "|".join(sorted(set(found))) or "(?!)"
+
+    def trained_from(self, run: str, wanted: str, rest: str) -> list[str]:
+        """A file that a run was trained from; nothing for an imported generator."""
+        owner = self.find("run", run)
+        return [] if owner.generator.imported else [f"{self.folder(wanted, owner)}/{rest}"]
+
     def packed_of(self, data: str) -> list[str]:
         """What makes the archives first, where the configuration says that they are made."""
         owner = self.find("data", data)
@@ -91,7 +121,7 @@ class Layout:
 
     def slice_before(self, run: str, step: int) -> list[str]:
         """The export that a slice continues from: the milestone before it (none for the untrained network)."""
-        earlier = [milestone for milestone in self.find("run", run).training.milestones if milestone < step]
+        earlier = [milestone for milestone in self.find("run", run).milestones if milestone < step]
         return [self.export(run, earlier[-1])] if earlier else []
 
     def metrics(self, run: str, step: int, alpha: float, seed: int, samples: int) -> str:
@@ -100,7 +130,7 @@ class Layout:
     def table(self, run: str, name: str) -> list[str]:
         """The evaluations that a table of the run is made of: curve, last_k, alpha_sweep or claim."""
         owner = self.find("run", run)
-        selection, milestones = owner.evaluation.selection, owner.training.milestones
+        selection, milestones = owner.evaluation.selection, owner.milestones
         if name == "claim":
             return [f"{self.root}/runs/{run}/claim/seed_{seed}/metrics.json" for seed in owner.evaluation.report.seeds]
         steps = {
@@ -118,12 +148,23 @@ class Layout:
 
     def evaluations(self, run: str) -> list[str]:
         """The evaluations behind all tables of a run but the claim's, each once."""
-        return sorted({path for name in ("curve", "last_k", "alpha_sweep") for path in self.table(run, name)})
+        return sorted(
+            {
+                path
+                for name in ("curve", "last_k", "alpha_sweep")
+                if name != "curve" or self.curve(run)
+                for path in self.table(run, name)
+            }
+        )
+
+    def curve(self, run: str) -> list[str]:
+        """The table over training steps; an imported generator has one step only."""
+        return [] if self.find("run", run).generator.imported else [f"{self.root}/runs/{run}/tables/curve.json"]
 
     def candidates(self, run: str) -> list[str]:
         """Exports that the recommendation may choose."""
         owner = self.find("run", run)
-        return [self.export(run, step) for step in owner.training.milestones[-owner.evaluation.selection.last_k :]]
+        return [self.export(run, step) for step in owner.milestones[-owner.evaluation.selection.last_k :]]
 
     def claim_samples(self, run: str) -> str:
         """The samples that the neighbour audit looks at: those of the first report seed."""
@@ -144,6 +185,7 @@ class Layout:
         Where the code lies and how work is done (threads, intervals, horizon) are no reasons to do it again, and every
         param is. `python` is the interpreter of Snakemake unless --sdm puts another one in front.
         """
+        os.environ["HF_HUB_OFFLINE"] = "1"  # only the jobs that fetch may ask the hub
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         os.environ["WORKFLOW_SCRIPTS"] = f"{workflow}/workflow_scripts"
         os.environ["OPERATIONS"] = _json(settings.operations(self.active))

@@ -105,8 +105,8 @@ def step_macs(config: Configuration) -> float:
 def evaluations(config: Configuration) -> tuple[int, int]:
     """(evaluations, generated images in all of them)."""
     selection, report = config.evaluation.selection, config.evaluation.report
-    milestones = config.training.milestones
-    steps = len(milestones) if selection.curve else selection.last_k
+    milestones = config.milestones
+    steps = len(milestones) if selection.curve else min(selection.last_k, len(milestones))
     sweep = len([alpha for alpha in selection.alphas if alpha != selection.alpha])
     chosen = (steps + sweep) * len(selection.seeds)
     return chosen + len(report.seeds), chosen * selection.samples + len(report.seeds) * report.samples
@@ -123,12 +123,13 @@ def costs(config: Configuration, rates: dict[str, Any]) -> list[Cost]:
     online = seen * encode if encoder.augmentation == "online" else 0.0
     _, generated = evaluations(config)
     mae = 3 * (encoder_macs(config) + decoder_macs(config)) * seen
+    trains_encoder, trains = not encoder.imported and not config.generator.imported, not config.generator.imported
     return [
-        Cost("encode latents", images * latents.views * encode, "tokenizer", latents.resources.gpus),
+        Cost("encode latents", trains * images * latents.views * encode, "tokenizer", latents.resources.gpus),
         Cost("reference statistics", images * inception, "tokenizer", evaluation.network.resources.gpus),
-        Cost("latent-MAE", mae, "training", encoder.resources.gpus),
-        Cost("latent-MAE: crops encoded in the loop", online, "tokenizer", encoder.resources.gpus),
-        Cost("generator", step_macs(config) * training.steps, "training", training.resources.gpus),
+        Cost("latent-MAE", trains_encoder * mae, "training", encoder.resources.gpus),
+        Cost("latent-MAE: crops encoded in the loop", trains_encoder * online, "tokenizer", encoder.resources.gpus),
+        Cost("generator", trains * step_macs(config) * training.steps, "training", training.resources.gpus),
         Cost("sampling and evaluation", generated * (decode + inception), "tokenizer", evaluation.resources.gpus),
     ]
 
@@ -147,12 +148,14 @@ def disk(config: Configuration) -> list[Space]:
     encoder = 4 * sum(weights for weights, _ in _encoder_convolutions(config))
     mae = encoder + 4 * sum(weights for weights, _ in _decoder_convolutions(config))
     _, generated = evaluations(config)
+    trains = not config.generator.imported
+    states = 0.0 if config.encoder.imported else 2 * 4 * mae
     return [
-        Space("latents", images * config.data.latents.views * latent * number),
+        Space("latents", trains * images * config.data.latents.views * latent * number),
         Space("feature cache of the real images", config.data.expected.train_images * width * 4),
-        Space("latent-MAE: two states and the export", 2 * 4 * mae + encoder),
-        Space("generator: two states", 2 * 4 * generator),
-        Space("generator: exports", len(config.training.milestones) * generator),
+        Space("latent-MAE: two states and the export", trains * (states + encoder)),
+        Space("generator: two states", trains * 2 * 4 * generator),
+        Space("generator: exports", len(config.milestones) * generator),
         Space("generated latents", generated * latent * 2),
     ]
 

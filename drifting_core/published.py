@@ -1,4 +1,4 @@
-"""What the authors publish: their weights on the Hugging Face hub, and the numbers they report for them.
+"""What is published on the Hugging Face hub: the authors' weights, with the numbers they report for them; tokenizers.
 
 Facts of the release (its README, and the layout of the hub repository); light.
 """
@@ -40,6 +40,34 @@ NETWORKS = {
 }
 
 
+def reported(source: str) -> Reported | None:
+    """What is reported for a generator.source, where it is a published one."""
+    network = NETWORKS.get(source.removeprefix("released:").partition("@")[0]) if source.startswith("released:") else None
+    return network.reported if network else None
+
+
 def names(network: str) -> list[str]:
     """The published encoders or generators."""
     return [name for name, published in NETWORKS.items() if published.network == network]
+
+
+class Download(NamedTuple):
+    """Files of one repository at one commit; `folder` is where they lie inside it."""
+
+    key: str  # name of the folder below results/sources
+    repository: str
+    revision: str
+    folder: str
+    files: tuple[str, ...]
+
+
+def download(name: str, revision: str = "") -> Download:
+    """A published network, at the pinned commit unless another is given."""
+    folder, revision = NETWORKS[name].folder, revision or REVISION
+    return Download(f"{name}-{revision[:8]}", REPOSITORY, revision, folder, (METADATA, PARAMETERS))
+
+
+def tokenizer_download(repository: str, revision: str) -> Download:
+    """A tokenizer as diffusers publishes one."""
+    files = ("config.json", "diffusion_pytorch_model.safetensors")
+    return Download(f"{repository.rpartition('/')[2]}-{revision[:8]}", repository, revision, "", files)

@@ -50,6 +50,15 @@ def file_of(stage, wanted, rest):
     return of_wildcards
 
 
+def trained_from(wanted, rest):
+    """Input function: a file that the run was trained from; none for an imported generator."""
+
+    def of_wildcards(wildcards):
+        return LAYOUT.trained_from(wildcards.run, wanted, rest)
+
+    return of_wildcards
+
+
 def named(inputs):
     """(role, path) of every input of a job, lists taken apart."""
     for role, paths in inputs.items():
@@ -64,6 +73,7 @@ wildcard_constraints:
     reference="[a-z0-9_]+-[0-9a-f]{8}",
     encoder="[a-z0-9_]+-[0-9a-f]{8}",
     run="[a-z0-9_]+-[0-9a-f]{8}",
+    source="[A-Za-z0-9_.-]+-[0-9a-f]{8}",
     split="train|val",
     shard=r"\d+",
     step=r"\d+",

@@ -4,6 +4,7 @@
 rule make_tokenizer:
     input:
         index=lambda wildcards: LAYOUT.index_of("tokenizer", wildcards.tokenizer),
+        fetched=lambda wildcards: LAYOUT.fetched_of("tokenizer", wildcards.tokenizer),
     output:
         f"{RESULTS}/tokenizer/{{tokenizer}}/manifest.json",
     log:
@@ -15,7 +16,9 @@ rule make_tokenizer:
         **resources_of(ACTIVE.tokenizer.resources),
     params:
         config=owned("tokenizer"),
-        index=lambda wildcards, input: [f"--index={path}" for path in input],
+        given=lambda wildcards, input: [
+            f"--{role}={path}" for role, path in named(input)
+        ],
     shell:
         'exec python $WORKFLOW_SCRIPTS/make_tokenizer.py --config {params.config:q} --operations "$OPERATIONS"'
-        " {params.index} --output {output} --threads {threads} --log {log}"
+        " {params.given} --output {output} --threads {threads} --log {log}"

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--config", type=json_argument, required=True, help="slice: tokenizer; or data, tokenizer")
     made.add_argument("--operations", type=json_argument, required=True)
     made.add_argument("--index", type=Path, help="index.json; needed when tokenizer.source is 'trained'")
+    made.add_argument("--fetched", type=Path, help="manifest of its download; needed when tokenizer.source is 'hub'")
     made.add_argument("--output", type=Path, required=True, help="manifest.json")
     arguments = start(made, argv)
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             digest(arguments.config),
             place,
             arguments.threads,
+            arguments.fetched,
         )
 
 

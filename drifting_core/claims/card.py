@@ -18,6 +18,7 @@ from drifting_core.artifacts import (
 )
 from drifting_core.claims.sources import Sources
 from drifting_core.evaluation.contract import explain_name
+from drifting_core.published import reported
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,67 @@ def _claim(sources: Sources, values: Mapping[str, Any], pictures: Mapping[str, s
     table = sources.tables["claim"]
     size = values["data"]["image_size"]
     index = sources.one("index", Index)
+    images = f"{index.splits['train'].images:,} images of {size} x {size} pixels in {len(index.wnids):,} classes"
+    what = (
+        f"A one-step generator, trained by drifting (Generative Modeling via Drifting) on {images}."
+        if sources.imported is None
+        else f"A one-step generator that was not trained here: its weights are those of {sources.imported.source}, where "
+        f"they are called step {sources.imported.step:,}. It is measured against {images}."
+    )
     return [
         Paragraph(
-            "A one-step generator, trained by drifting (Generative Modeling via Drifting) on "
-            f"{index.splits['train'].images:,} images of {size} x {size} pixels in {len(index.wnids):,} classes. The claim"
-            "'s numbers come from images drawn with seeds that chose nothing. Every number links to the JSON that holds it."
+            f"{what} The claim's numbers come from images drawn with seeds that chose nothing. Every number links to the "
+            "JSON that holds it."
         ),
         Heading(2, "The claim"),
-        metrics_table(sources, "claim"),
+        _claim_table(sources),
         Paragraph(explain_name(table.contract)),
+        *_reported(sources),
         Bullets(_reading(table, sources)),
         *_pictures(pictures, "claim_grid.png"),
     ]
+
+
+def _claim_table(sources: Sources) -> Table:
+    """Our numbers; where they are FID and IS of a published generator, what is reported for it below them."""
+    own, numbers = metrics_table(sources, "claim"), _numbers_reported(sources)
+    if not numbers or sources.tables["claim"].distance_name != "FID":
+        return own
+    rows = [
+        [who, f"{alpha:g}", "-", "50,000", fid, score, *["-"] * (len(own.header) - 6)] for who, alpha, fid, score in numbers
+    ]
+    return Table(own.header, [*own.rows, *rows])
+
+
+def _numbers_reported(sources: Sources) -> list[tuple[str, float, str, str]]:
+    """(by whom, alpha, FID, IS) of the generator that was imported, if it is one of the authors'."""
+    numbers = reported(sources.imported.source) if sources.imported else None
+    if numbers is None:
+        return []
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:g}"
+
+    return [
+        ("reported in the paper", numbers.alpha, shown(numbers.fid_paper), shown(numbers.is_paper)),
+        ("reported for these weights", numbers.alpha, shown(numbers.fid_release), shown(numbers.is_release)),
+    ]
+
+
+def _reported(sources: Sources) -> list[Block]:
+    """What must be said where others' numbers stand beside ours, or cannot."""
+    numbers = _numbers_reported(sources)
+    if not numbers:
+        return []
+    if sources.tables["claim"].distance_name == "FID":
+        return [
+            Paragraph(
+                "The rows of others were made under their own contract (their Inception implementation and their statistics "
+                "of the training images), at their best guidance strength; they are not checked here."
+            )
+        ]
+    lines = "; ".join(f"{who}: FID {fid}, IS {score} at alpha {alpha:g}" for who, alpha, fid, score in numbers)
+    return [Paragraph(f"Not comparable with the numbers above, which are not FID and IS: {lines} (50,000 images).")]
 
 
 def _reading(table: MetricsTable, sources: Sources) -> list[Inline]:
@@ -135,6 +185,7 @@ def _selection(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:
     tied = ", ".join(f"step {c.step} at alpha {c.alpha:g}" for c in chosen.tied) or "none"
     blocks: list[Block] = [
         Heading(2, "How export and guidance were chosen"),
+        *_single_export(sources),
         Paragraph(["Rule, declared before the run: ", Link(chosen.rule, place), "."]),
         Paragraph(f"{chosen.reason} Tied with the lowest: {tied}."),
     ]
@@ -147,6 +198,17 @@ def _selection(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:
     blocks += [Heading(3, "Last exports"), metrics_table(sources, "last_k")]
     blocks += [Heading(3, "Guidance strength"), metrics_table(sources, "alpha_sweep")]
     return blocks + _pictures(pictures, "alpha_sweep.png", "alpha_strip.png")
+
+
+def _single_export(sources: Sources) -> list[Block]:
+    if sources.imported is None:
+        return []
+    return [
+        Paragraph(
+            "An imported generator is a single export. Last-K is that export alone, whatever K; there is no curve over "
+            "training; and the recommendation chooses the guidance strength only."
+        )
+    ]
 
 
 def _neighbours(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:
@@ -195,7 +257,7 @@ def _contract(sources: Sources) -> list[Block]:
 
 def _model_card(sources: Sources, values: Mapping[str, Any]) -> list[Block]:
     tokenizer, network = sources.one("tokenizer", TokenizerManifest), sources.one("network", FeatureNetwork)
-    generator, training = values["generator"], values["training"]
+    generator = values["generator"]
     psnr = "" if tokenizer.psnr_db is None else f", {tokenizer.psnr_db:.1f} dB on held-out images"
     chosen = sources.one("recommendation", Recommendation).recommended
     return [
@@ -204,8 +266,7 @@ def _model_card(sources: Sources, values: Mapping[str, Any]) -> list[Block]:
             [
                 f"Model: diffusion transformer without time, depth {generator['depth']}, width {generator['hidden_size']}, "
                 f"patch {generator['patch_size']}; one network evaluation per image; EMA weights of step {chosen.step}.",
-                f"Trained: drifting objective, learning rate {training['learning_rate']:g}, EMA {training['ema']:g}, "
-                f"planned for {training['steps']:,} steps.",
+                _training(sources, values["training"]),
                 f"Tokenizer: {tokenizer.source}; {tokenizer.channels} channels, factor {tokenizer.factor}{psnr}.",
                 f"Features of the evaluation: {network.network}, {network.dimensions} numbers, {network.resize}.",
                 "Use: study of the method and of this pipeline. Images carry what their training images carry, bias "
@@ -216,9 +277,21 @@ def _model_card(sources: Sources, values: Mapping[str, Any]) -> list[Block]:
     ]
 
 
+def _training(sources: Sources, training: Mapping[str, Any]) -> str:
+    if sources.imported is not None:
+        return (
+            f"Trained: elsewhere. Weights of {sources.imported.source}, SHA-256 {sources.imported.weights_sha256[:16]}; the "
+            "sections encoder, objective and training of the configuration are how that was done, as far as is known."
+        )
+    return (
+        f"Trained: drifting objective, learning rate {training['learning_rate']:g}, EMA {training['ema']:g}, "
+        f"planned for {training['steps']:,} steps."
+    )
+
+
 def _limits(sources: Sources) -> list[str]:
     index = sources.one("index", Index)
-    if index.splits["train"].images >= 100_000:
+    if index.splits["train"].images >= 100_000 or sources.imported is not None:
         return []
     return [
         f"Limits: {index.splits['train'].images:,} training images and a short run show the mechanism, not pictures: "

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from drifting_core.artifacts import (
     Artifact,
+    Export,
     FeatureNetwork,
+    Imported,
     Index,
     Metrics,
     MetricsTable,
@@ -34,7 +36,7 @@ SINGLE: dict[str, type[Artifact]] = {
     "index": Index,
 }
 OPTIONAL: dict[str, type[Artifact]] = {"curve": MetricsTable}
-MANY: dict[str, type[Artifact]] = {"metrics": Metrics, "claim_metrics": Metrics}
+MANY: dict[str, type[Artifact]] = {"metrics": Metrics, "claim_metrics": Metrics, "exports": Export}
 _IN_TABLES = ("curve", "last_k", "alpha_sweep", "claim", "recommendation", "neighbours")
 
 Kind = TypeVar("Kind", bound=Artifact)
@@ -80,6 +82,12 @@ class Sources:
         """The tables by role, in the order in which a reader needs them."""
         order = ("claim", "curve", "last_k", "alpha_sweep")
         return {role: self.one(role, MetricsTable) for role in order if any(s.role == role for s in self.all)}
+
+    @property
+    def imported(self) -> Imported | None:
+        """Where the generator comes from, if it was not trained here."""
+        exports = [source.content for source in self.all if isinstance(source.content, Export)]
+        return next((export.imported for export in exports if export.imported), None)
 
     def of_row(self, row: Mapping[str, Any]) -> Source:
         """The metrics file behind a table's row."""

@@ -36,12 +36,12 @@ class Encoder(Protocol):
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-def contract_of(data: config.Data, tokenizer: Encoder) -> LatentContract:
-    """How latents of this configuration are made with this tokenizer."""
+def contract_of(data: config.Data, tokenizer_sha256: str, scaling_factor: float) -> LatentContract:
+    """How latents of this configuration are made with the tokenizer of these weights and this scale."""
     latents = data.latents
     return LatentContract(
-        tokenizer_sha256=tokenizer.sha256,
-        scaling_factor=tokenizer.scaling_factor,
+        tokenizer_sha256=tokenizer_sha256,
+        scaling_factor=scaling_factor,
         posterior=latents.posterior,
         views=list(VIEWS[: latents.views]),
         dtype=latents.dtype,
@@ -82,7 +82,7 @@ def encode_shard(
         progress.advance(len(held) + len(rejected), f"{len(rejects)} rejects" if rejects else "")
     if not rows:
         raise Fault(f"{output}: no readable image in rows {first} to {last - 1}; fewer shards, or other archives")
-    contract, file = contract_of(data, tokenizer), output.with_suffix(".h5")
+    contract, file = contract_of(data, tokenizer.sha256, tokenizer.scaling_factor), output.with_suffix(".h5")
     latents = np.concatenate(blocks)
     write_shard(file, latents, reader.labels[rows], [reader.names[row] for row in rows], contract, data.latents.chunk_rows)
     made = LatentShard(

@@ -62,11 +62,13 @@ def make_contract(
         precision_recall_k=how.precision_recall_k,
         bootstrap=how.bootstrap,
         samples=samples.samples,
+        sampling_precision=samples.precision,
     )
 
 
 def contract_hash(contract: EvaluationContract) -> str:
-    return digest(contract.model_dump(mode="json"))
+    """A field at its default is left out: one that is added later changes no older contract."""
+    return digest(contract.model_dump(mode="json", exclude_defaults=True))
 
 
 def require_same(contracts: Mapping[str, EvaluationContract]) -> EvaluationContract:

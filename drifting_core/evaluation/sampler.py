@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drifting_core.artifacts import Recommendation, Samples, hashes, publish, records
-from drifting_core.config import Sampling
+from drifting_core.config import Precision, Sampling
 from drifting_core.data import draws
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
@@ -60,10 +60,12 @@ def generate(
     last: int,
     compute_batch: int,
     device: torch.device,
+    precision: Precision = "float32",
 ) -> Iterator[Tensor]:
     """Latents (<= compute_batch, C, H, W), float32 on the CPU, of samples first .. last in order.
 
-    One network evaluation each. `first` is a multiple of compute_batch. Raises Fault naming samples with NaN or Inf.
+    One network evaluation each, activations in `precision`. `first` is a multiple of compute_batch. Raises Fault naming
+    samples with NaN or Inf.
     """
     if first % compute_batch:
         raise ValueError(f"generate: first ({first}) is a multiple of the compute batch ({compute_batch})")
@@ -71,7 +73,8 @@ def generate(
         rows = torch.arange(start, start + compute_batch, device=device)
         inputs = sample_inputs(generator, seed, rows)
         strength = torch.full((compute_batch,), alpha, dtype=torch.float32, device=device)
-        with torch.inference_mode():
+        bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        with torch.inference_mode(), bfloat16:
             latents = generator(inputs.noise, inputs.labels, strength, inputs.style)
         yield checked(latents[: last - start].float().cpu(), start)
 
@@ -114,7 +117,14 @@ def write_samples(
     parts: list[Tensor] = []
     done = 0
     for batch in generate(
-        generator, seed=seed, alpha=alpha, first=0, last=count, compute_batch=how.compute_batch, device=device
+        generator,
+        seed=seed,
+        alpha=alpha,
+        first=0,
+        last=count,
+        compute_batch=how.compute_batch,
+        device=device,
+        precision=how.precision,
     ):
         stored = batch.to(torch.float16)
         parts.append(checked(stored, done))  # beyond 65504 float16 has Inf only
@@ -136,6 +146,7 @@ def write_samples(
         classes=classes,
         compute_batch=how.compute_batch,
         label_plan=how.label_plan,
+        precision=how.precision,
         export_sha256=export.files[WEIGHTS].sha256,
         tokenizer_sha256=export.latents.tokenizer_sha256,
     ).write(manifest)

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from drifting_core.artifacts import Export, LatentContract, publish, records
+from drifting_core.artifacts import Export, Imported, LatentContract, publish, records
 from drifting_core.faults import Fault
 from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder
@@ -33,6 +33,7 @@ def write_export(
     latents: LatentContract,
     configuration: str,
     inputs: dict[str, str],
+    imported: Imported | None = None,
 ) -> None:
     """Publish `weights` (EMA, by parameter name) beside `metadata`, then `metadata`."""
     with publish(metadata.parent / WEIGHTS) as scratch:
@@ -49,6 +50,7 @@ def write_export(
         architecture=architecture,
         parameters=sum(tensor.numel() for tensor in weights.values()),
         latents=latents,
+        imported=imported,
     ).write(metadata)
 
 

@@ -25,10 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from drifting_core.faults import Fault
+from drifting_core.fetching import fetch
 from drifting_core.models.exports import load_export
 from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder
-from drifting_core.published import METADATA, NETWORKS, PARAMETERS, REPOSITORY, REVISION
+from drifting_core.published import METADATA, NETWORKS, PARAMETERS, download
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CHUNKED = "__msgpack_chunked_array__"
@@ -51,7 +52,7 @@ def load_released(path_or_name: str | Path) -> Network:
         return load_export(folder / METADATA)[0]
     metadata = read_metadata(folder)
     with torch.device("meta"):
-        module = metadata.build()
+        module = metadata.typed.build()
     tensors = read_tensors(parameters_file(folder))
     module.load_state_dict(_converted(module, tensors, folder), assign=True)
     return module.eval()
@@ -64,37 +65,11 @@ def locate(path_or_name: str | Path) -> Path:
         return folder
     name, _, revision = str(path_or_name).partition("@")
     if name in NETWORKS:
-        return fetch(name, revision or REVISION)
+        return fetch(download(name, revision))
     raise Fault(
         f"{path_or_name}: neither a folder nor a published network; give a folder with {METADATA} and {PARAMETERS} "
         f"(or an export of this project), or one of: {', '.join(NETWORKS)}"
     )
-
-
-def fetch(name: str, revision: str = REVISION, into: Path | None = None) -> Path:
-    """The folder of a published network in the Hugging Face cache (or below `into`), downloaded if need be.
-
-    Raises Fault that says what to download, and where to put it, on a machine without internet.
-    """
-    import huggingface_hub
-
-    folder = NETWORKS[name].folder
-    try:
-        root = huggingface_hub.snapshot_download(
-            REPOSITORY,
-            revision=revision,
-            allow_patterns=[f"{folder}/{METADATA}", f"{folder}/{PARAMETERS}"],
-            local_dir=into,
-        )
-    except Exception as error:  # httpx, hub and OS errors have no common base but this
-        raise Fault(
-            f"{name}: {REPOSITORY} at {revision} is not in the Hugging Face cache and cannot be downloaded "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); on a machine with internet run\n"
-            f"  hf download {REPOSITORY} {folder}/{METADATA} {folder}/{PARAMETERS} --revision {revision} "
-            "--local-dir FOLDER\n"
-            f"bring FOLDER/{folder} here, and give its path instead of the name"
-        ) from error
-    return Path(root) / folder
 
 
 def is_export(folder: Path) -> bool:
@@ -140,25 +115,29 @@ class GeneratorConfig(_Config):
     use_rope: Literal[True] = True
     use_rmsnorm: Literal[True] = True
 
-    def build(self) -> Generator:
+    def architecture(self) -> dict[str, Any]:
+        """Keyword arguments of Generator."""
         if self.out_channels != self.in_channels:
             raise ValueError(f"out_channels: {self.out_channels}, expected in_channels ({self.in_channels})")
-        return Generator(
-            input_size=self.input_size,
-            channels=self.in_channels,
-            patch_size=self.patch_size,
-            hidden_size=self.hidden_size,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            cond_dim=self.cond_dim,
-            num_classes=self.num_classes,
-            in_context_tokens=self.n_cls_tokens,
-            style_tables=self.noise_coords,
-            style_entries=self.noise_classes,
-            mlp_ratio=self.mlp_ratio,
-            attention_fp32=self.attn_fp32,
-            rotary_precision="bfloat16" if self.use_bf16 and not self.attn_fp32 else "float32",
-        )
+        return {
+            "input_size": self.input_size,
+            "channels": self.in_channels,
+            "patch_size": self.patch_size,
+            "hidden_size": self.hidden_size,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+            "cond_dim": self.cond_dim,
+            "num_classes": self.num_classes,
+            "in_context_tokens": self.n_cls_tokens,
+            "style_tables": self.noise_coords,
+            "style_entries": self.noise_classes,
+            "mlp_ratio": self.mlp_ratio,
+            "attention_fp32": self.attn_fp32,
+            "rotary_precision": "bfloat16" if self.use_bf16 and not self.attn_fp32 else "float32",
+        }
+
+    def build(self) -> Generator:
+        return Generator(**self.architecture())
 
 
 class EncoderConfig(_Config):
@@ -170,15 +149,18 @@ class EncoderConfig(_Config):
     input_patch_size: int = 1
     dropout_prob: float = 0.0  # of training only
 
+    def architecture(self) -> dict[str, Any]:
+        """Keyword arguments of LatentEncoder."""
+        return {
+            "in_channels": self.in_channels,
+            "base_width": self.base_channels,
+            "blocks": self.layers,
+            "input_patch_size": self.input_patch_size,
+            "norm_groups": 32,
+        }
+
     def build(self) -> MaskedAutoencoder:
-        return MaskedAutoencoder(
-            in_channels=self.in_channels,
-            base_width=self.base_channels,
-            blocks=self.layers,
-            num_classes=self.num_classes,
-            input_patch_size=self.input_patch_size,
-            mask_patch_size=self.patch_size,
-        )
+        return MaskedAutoencoder(**self.architecture(), num_classes=self.num_classes, mask_patch_size=self.patch_size)
 
 
 class Metadata(BaseModel):
@@ -200,9 +182,6 @@ class Metadata(BaseModel):
     def typed(self) -> GeneratorConfig | EncoderConfig:
         return (GeneratorConfig if self.kind == "gen" else EncoderConfig).model_validate(self.config)
 
-    def build(self) -> Generator | MaskedAutoencoder:
-        return self.typed.build()
-
 
 def read_metadata(folder: Path) -> Metadata:
     """Raises Fault when metadata.json is missing or describes no network that is built here."""
@@ -210,7 +189,7 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         metadata = Metadata.model_validate_json(path.read_bytes())
         with torch.device("meta"):
-            metadata.build()
+            metadata.typed.build()
     except FileNotFoundError:
         raise Fault(f"{path}: missing; a published folder holds {METADATA} and {PARAMETERS} (or {PARAMETERS}.xz)") from None
     except ValidationError as error:

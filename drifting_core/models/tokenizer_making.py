@@ -18,6 +18,7 @@ from drifting_core.data import draws
 from drifting_core.data.archives import ImageReader
 from drifting_core.data.images import centre_crops
 from drifting_core.faults import Fault
+from drifting_core.fetching import fetched_folder
 from drifting_core.jobs import Progress
 from drifting_core.models.tokenizer import CONFIG, WEIGHTS, Autoencoder, Tokenizer, load, normalised
 from drifting_core.provenance import code_version
@@ -47,14 +48,18 @@ def obtain(
     configuration: str,
     device: torch.device,
     threads: int = 1,
+    fetched: Path | None = None,
 ) -> TokenizerManifest:
     """Bring the tokenizer that `section` describes beside `output`, and write its manifest there.
 
-    `data` and `index` (index.json) are needed for source 'trained' only. Raises Fault.
+    `data` and `index` (index.json) are needed for source 'trained' only, `fetched` (its manifest) for 'hub'. Raises Fault.
     """
     if section.source == "hub":
         assert section.hub is not None
-        return adopt(section, fetch(section.hub), f"{section.hub.id} at {section.hub.revision}", output, configuration)
+        if fetched is None:
+            raise Fault("make_tokenizer: tokenizer.source 'hub' needs --fetched, the manifest of what was downloaded")
+        description = f"{section.hub.id} at {section.hub.revision}"
+        return adopt(section, fetched_folder(fetched), description, output, configuration, hashes({"fetched": fetched}))
     if section.source == "folder":
         assert section.folder is not None
         return adopt(section, Path(section.folder), f"folder {Path(section.folder).name}", output, configuration)
@@ -70,28 +75,17 @@ def obtain(
 # --- from the hub or a folder -----------------------------------------------------------------------------------------
 
 
-def fetch(hub: config.HubTokenizer) -> Path:
-    """The pinned snapshot's folder in the Hugging Face cache (config and safetensors only), downloaded if need be.
-
-    Raises Fault that says how to bring it to a machine without internet.
-    """
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(hub.id, revision=hub.revision, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # httpx, hub and OS errors have no common base but this
-        raise Fault(
-            f"tokenizer.hub: {hub.id} at {hub.revision} is not in the Hugging Face cache and cannot be downloaded "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); on a machine with internet run\n"
-            f"  hf download {hub.id} {CONFIG} {WEIGHTS} --revision {hub.revision} --local-dir FOLDER\n"
-            "bring FOLDER here, and set tokenizer.source to 'folder' and tokenizer.folder to its path"
-        ) from error
-
-
-def adopt(section: config.Tokenizer, source: Path, description: str, output: Path, configuration: str) -> TokenizerManifest:
+def adopt(
+    section: config.Tokenizer,
+    source: Path,
+    description: str,
+    output: Path,
+    configuration: str,
+    inputs: dict[str, str] | None = None,
+) -> TokenizerManifest:
     """Check the tokenizer in `source`, copy it beside `output` and write its manifest there. Raises Fault."""
     load(source)
-    return _publish(section, source, description, output, configuration, {}, None)
+    return _publish(section, source, description, output, configuration, inputs or {}, None)
 
 
 def _publish(

@@ -202,7 +202,7 @@ def architecture(generator: config.Generator, store: LatentStore, precision: str
     channels, size, _ = store.shape
     bfloat16 = precision == "bfloat16" and not generator.attention_fp32
     return {
-        **generator.model_dump(),
+        **generator.model_dump(exclude={"source"}),
         "rotary_precision": "bfloat16" if bfloat16 else "float32",
         "input_size": size,
         "channels": channels,

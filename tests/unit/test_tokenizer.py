@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from drifting_core import config
 from drifting_core.artifacts import TokenizerManifest
 from drifting_core.data.photos import photos
 from drifting_core.faults import Fault
+from drifting_core.fetching import write_fetched
 from drifting_core.models import tokenizer_making as making
 from drifting_core.models.tokenizer import CONFIG, WEIGHTS, Tokenizer, normalised
 
@@ -179,18 +181,26 @@ def test_changed_weights_are_noticed_through_the_manifest(tmp_path: Path, some_p
         Tokenizer.of(tmp_path / "manifest.json")
 
 
-def test_an_unreachable_hub_says_what_to_download_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
-
-    def refuse(*_: Any, **__: Any) -> str:
-        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    hub = {"id": "stabilityai/sd-vae-ft-mse", "revision": "31f26fdeee1355a5c34592e401dd41e45d25a493"}
-    given = config.Tokenizer.model_validate({"source": "hub", "hub": hub})
-    with pytest.raises(Fault, match=r"hf download stabilityai/sd-vae-ft-mse config.json .* --revision 31f26f") as caught:
-        making.obtain(given, None, None, tmp_path / "manifest.json", HASH, torch.device("cpu"))
-    assert "tokenizer.folder" in str(caught.value)
+def test_a_published_tokenizer_is_taken_from_where_it_was_fetched(folder: Path, tmp_path: Path) -> None:
+    """No job but the fetch asks the hub: the tokenizer is adopted from its folder, checked against its manifest."""
+    hub = config.HubTokenizer(id="somebody/vae", revision="31f26fdeee1355a5c34592e401dd41e45d25a493")
+    given = config.Tokenizer(source="hub", hub=hub, factor=2)
+    assert given.download is not None
+    fetched = tmp_path / "sources" / given.download.key
+    shutil.copytree(folder, fetched)
+    with pytest.raises(Fault, match="needs --fetched"):
+        making.obtain(given, None, None, tmp_path / "taken/manifest.json", HASH, torch.device("cpu"))
+    write_fetched(given.download, fetched / "manifest.json", HASH)
+    made = making.obtain(
+        given, None, None, tmp_path / "taken/manifest.json", HASH, torch.device("cpu"), fetched=fetched / "manifest.json"
+    )
+    assert made.source == "somebody/vae at 31f26fdeee1355a5c34592e401dd41e45d25a493"
+    assert set(made.inputs) == {"fetched"}
+    (fetched / WEIGHTS).write_bytes(b"other")
+    with pytest.raises(Fault, match="its manifest says"):
+        making.obtain(
+            given, None, None, tmp_path / "again/manifest.json", HASH, torch.device("cpu"), fetched=fetched / "manifest.json"
+        )
 
 
 def test_training_that_diverges_stops(tmp_path: Path, some_photos: torch.Tensor) -> None:

@@ -1,0 +1,59 @@
+"""Files of the Hugging Face hub, brought to where the workflow looks for them by the one job that needs internet. Light."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from drifting_core.artifacts import Fetched, records
+from drifting_core.faults import Fault
+from drifting_core.provenance import code_version
+from drifting_core.published import Download
+
+
+def fetch(wanted: Download, into: Path | None = None) -> Path:
+    """The folder with the files: below `into`, or in the Hugging Face cache. Files that are there are not asked for again.
+
+    Raises Fault that says what to download, and where to put it, where there is no internet.
+    """
+    if into is not None and all((into / wanted.folder / file).is_file() for file in wanted.files):
+        return into / wanted.folder
+    import huggingface_hub
+
+    files = [f"{wanted.folder}/{file}".lstrip("/") for file in wanted.files]
+    try:
+        # File by file: a snapshot that cannot be downloaded is given back as the folder that is there, without a word.
+        paths = [
+            huggingface_hub.hf_hub_download(wanted.repository, file, revision=wanted.revision, local_dir=into)
+            for file in files
+        ]
+    except Exception as error:  # httpx, hub and OS errors have no common base but this
+        place = into or "FOLDER"
+        then = "and start again" if into else f"and give FOLDER/{wanted.folder} instead of the name"
+        raise Fault(
+            f"{wanted.repository} at {wanted.revision} is not here and cannot be downloaded "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); on a machine with internet run\n"
+            f"  hf download {wanted.repository} {' '.join(files)} --revision {wanted.revision} --local-dir {place}\n"
+            f"bring the folder here (the files belong into {place}/{wanted.folder}), {then}".replace("/)", ")")
+        ) from error
+    return Path(paths[0]).parent
+
+
+def write_fetched(wanted: Download, output: Path, configuration: str) -> None:
+    """Fetch into the folder of `output` and write the manifest that lists the files with their hashes. Raises Fault."""
+    fetch(wanted, output.parent)
+    names = [f"{wanted.folder}/{file}".lstrip("/") for file in wanted.files]
+    Fetched(
+        configuration=configuration,
+        code=code_version(),
+        files=records(output.parent, names),
+        repository=wanted.repository,
+        revision=wanted.revision,
+        folder=wanted.folder,
+    ).write(output)
+
+
+def fetched_folder(manifest: Path) -> Path:
+    """The folder of what `write_fetched` brought, after its files were compared with the manifest. Raises Fault."""
+    fetched = Fetched.read(manifest)
+    fetched.verify(manifest.parent)
+    return manifest.parent / fetched.folder

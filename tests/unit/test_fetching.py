@@ -1,0 +1,64 @@
+"""Fetching: files that are there are taken, others asked for once, and no internet is said with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from drifting_core import published
+from drifting_core.artifacts import Fetched
+from drifting_core.faults import Fault
+from drifting_core.fetching import fetched_folder, write_fetched
+
+WANTED = published.download("mae_latent_640")
+FILES = ["models/mae/jax/mae_latent_640/metadata.json", "models/mae/jax/mae_latent_640/ema_params.msgpack"]
+
+
+def fill(folder: Path) -> None:
+    for file in FILES:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(file)
+
+
+def test_published_names_are_pinned() -> None:
+    assert WANTED.key == f"mae_latent_640-{published.REVISION[:8]}"
+    assert published.download("ablation", "abcdef012345").revision == "abcdef012345"
+    tokenizer = published.tokenizer_download("stabilityai/sd-vae-ft-mse", "31f26fdeee1355a5c34592e401dd41e45d25a493")
+    assert tokenizer.key == "sd-vae-ft-mse-31f26fde"
+
+
+def test_what_is_missing_is_downloaded_below_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def hub(repository: str, file: str, **options: Any) -> str:
+        asked.append({"repository": repository, "file": file, **options})
+        fill(Path(options["local_dir"]))
+        return str(options["local_dir"] / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hub)
+    write_fetched(WANTED, tmp_path / "manifest.json", "0" * 64)
+    common = {"repository": "Goodeat/drifting", "revision": published.REVISION, "local_dir": tmp_path}
+    assert asked == [{"file": file, **common} for file in FILES]
+    assert sorted(Fetched.read(tmp_path / "manifest.json").files) == sorted(FILES)
+    assert fetched_folder(tmp_path / "manifest.json") == tmp_path / "models/mae/jax/mae_latent_640"
+    write_fetched(WANTED, tmp_path / "manifest.json", "0" * 64)
+    assert len(asked) == 2
+
+
+def test_without_internet_files_put_there_by_hand_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(repository: str, file: str, **options: Any) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(Fault) as caught:
+        write_fetched(WANTED, tmp_path / "manifest.json", "0" * 64)
+    said = f"hf download Goodeat/drifting {' '.join(FILES)} --revision {published.REVISION} --local-dir {tmp_path}"
+    assert said in str(caught.value)
+    assert f"{tmp_path}/models/mae/jax/mae_latent_640" in str(caught.value)
+    assert not (tmp_path / "manifest.json").exists()
+    fill(tmp_path)
+    write_fetched(WANTED, tmp_path / "manifest.json", "0" * 64)
+    assert (tmp_path / "manifest.json").exists()

@@ -1,0 +1,129 @@
+"""Imported networks in the workflow: what takes the place of training, at the size of the golden weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drifting_core import config as settings
+from drifting_core.artifacts import Export
+from tests.workflow.conftest import ROOT, TARGET, Site, Walk
+from tests.workflow.test_walk import verify
+
+pytestmark = pytest.mark.workflow
+GOLDEN = ROOT / "tests/data/golden"
+# The published generator of tests/data/golden, in the words of the configuration.
+GENERATOR: dict[str, Any] = {
+    "generator.source": str(GOLDEN / "generator"), "generator.patch_size": 2, "generator.hidden_size": 64,
+    "generator.depth": 2, "generator.num_heads": 4, "generator.cond_dim": 48, "generator.in_context_tokens": 4,
+    "evaluation.selection.last_k": 1,
+}  # fmt: skip
+ENCODER: dict[str, Any] = {
+    "encoder.source": str(GOLDEN / "mae"), "encoder.base_width": 32, "encoder.blocks": [2, 2, 2, 2],
+    "encoder.input_patch_size": 1, "encoder.norm_groups": 32,
+}  # fmt: skip
+TRAINS = {"train_encoder", "export_encoder", "train_generator", "encode_latents", "combine_latents", "verify_latents"}
+
+
+@pytest.fixture(scope="module")
+def released(walk: Walk) -> tuple[Site, str]:
+    """The claim of the published generator, made where the tiny run has left its reference and tokenizer."""
+    preset = walk.site.configure("released.yaml", name="released", **GENERATOR)
+    done = walk.site.snakemake(TARGET, config="released.yaml")
+    assert done.returncode == 0, done.stdout
+    assert not [rule for rule in TRAINS if f"rule {rule}:" in done.stdout], done.stdout
+    return walk.site, settings.load_file(preset).key("run")
+
+
+def test_a_published_generator_is_brought_to_its_claim(released: tuple[Site, str]) -> None:
+    site, run = released
+    bundle = site.folder / "results/bundles" / run
+    assert verify(bundle).returncode == 0
+    export = Export.read(site.folder / f"results/runs/{run}/exports/step_60/metadata.json")
+    assert export.imported is not None
+    assert (export.step, export.imported.step) == (60, 456)
+    claim = (bundle / "CLAIM.md").read_text()
+    assert "was not trained here" in claim
+    assert "called step 456" in claim
+    assert "Last-K is that export alone" in claim
+    assert "Over training" not in claim
+    assert "learning rate" not in claim
+    artifacts = {path.relative_to(bundle / "artifacts").parts[0] for path in (bundle / "artifacts").rglob("*.json")}
+    assert "encoders" not in artifacts
+    values = json.loads((bundle / "configuration.json").read_text())
+    assert settings.load(values).key("run") == run
+
+
+def test_nothing_is_imported_twice(released: tuple[Site, str]) -> None:
+    site, _ = released
+    done = site.snakemake(TARGET, "-n", config="released.yaml")
+    assert "Nothing to be done" in done.stdout
+
+
+def test_an_imported_run_is_known_from_another_configuration(released: tuple[Site, str]) -> None:
+    """The rule that made an export is found again, whatever is active: it is not trained over."""
+    site, run = released
+    name = f"results/runs/{run}/eval/step_60/alpha_2.5/seed_7/n_50/metrics.json"
+    assert site.planned(name) == [
+        ("sample", f"results/runs/{run}/samples/step_60/alpha_2.5/seed_7/n_50/manifest.json"),
+        ("evaluate", name),
+    ]
+
+
+def test_a_published_encoder_takes_the_place_of_its_training(walk: Walk) -> None:
+    preset = walk.site.configure("encoder.yaml", name="encoder", **ENCODER)
+    loaded = settings.load_file(preset)
+    export = f"results/runs/{loaded.key('run')}/exports/step_30/metadata.json"
+    done = walk.site.snakemake(export, config="encoder.yaml")
+    assert done.returncode == 0, done.stdout
+    assert "rule import_encoder:" in done.stdout
+    assert "rule train_encoder:" not in done.stdout
+    encoder = Export.read(walk.site.folder / f"results/encoders/{loaded.key('encoder')}/export/metadata.json")
+    assert encoder.imported is not None
+    assert encoder.imported.step == 123
+    # 7 entries of each of 9 maps, without the standard deviations that no 2 x 2 map has; norm_x and global
+    last = json.loads((walk.site.folder / f"results/runs/{loaded.key('run')}/metrics.jsonl").read_text().splitlines()[-1])
+    assert set(last["features"]) == {"global", "norm", "conv1", "layer1", "layer2", "layer3", "layer4"}
+
+
+def test_an_export_of_our_own_is_a_source(walk: Walk) -> None:
+    own = settings.load_file(walk.site.folder / "config.yaml")
+    folder = f"results/runs/{own.key('run')}/exports/step_60"
+    preset = walk.site.configure("own.yaml", name="own", **{"generator.source": folder, "training.steps": 30})
+    output = f"results/runs/{settings.load_file(preset).key('run')}/exports/step_30/metadata.json"
+    done = walk.site.snakemake(output, config="own.yaml")
+    assert done.returncode == 0, done.stdout
+    ours, theirs = (Export.read(walk.site.folder / path) for path in (output, f"{folder}/metadata.json"))
+    assert ours.files == theirs.files
+    assert ours.imported is not None
+    assert ours.imported.step == 60
+
+
+@pytest.mark.parametrize("preset", ["released_l2", "released_b2", "released_ablation"])
+def test_the_plan_of_released_weights_trains_nothing(tmp_path: Path, preset: str) -> None:
+    site = Site(tmp_path)
+    config = str(ROOT / f"config/{preset}.yaml")
+    planned = [rule for rule, _ in site.planned(TARGET, config=config)]
+    assert not TRAINS & set(planned)
+    assert not [rule for rule in planned if "train" in rule]
+    assert planned.count("import_generator") == 1
+    assert planned.count("fetch") == 2  # weights and tokenizer
+    assert {"sample_claim", "evaluate_claim", "audit_neighbours", "make_bundle"} <= set(planned)
+
+
+def test_without_internet_the_fetch_says_what_to_do_and_loses_nothing(tmp_path: Path, monkeypatch: Any) -> None:
+    """HF_ENDPOINT points where nothing listens; every other job is offline by HF_HUB_OFFLINE."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    site = Site(tmp_path)
+    done = site.snakemake(
+        "results/sources/latent_L_sota-1a5afa9f/manifest.json", config=str(ROOT / "config/released_l2.yaml")
+    )
+    assert done.returncode != 0
+    assert "hf download Goodeat/drifting models/gen/jax/latent_L_sota/metadata.json" in done.stdout
+    assert "--local-dir results/sources/latent_L_sota-1a5afa9f" in done.stdout
+    assert "Traceback" not in done.stdout

@@ -1,3 +1,17 @@
 """Generative modelling by drifting, from image archives to a verified claim bundle."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
 __version__ = "0.1.0"
+
+
+def sample(released: str, labels: list[int], alpha: float = 1.0, **options: Any) -> list[Image.Image]:
+    """Pictures from published weights, one per label: see evaluation.pictures.sample."""
+    from drifting_core.evaluation import pictures  # torch is imported by whoever calls this, not by every job's first line
+
+    return pictures.sample(released, labels, alpha, **options)

@@ -294,6 +294,7 @@ class Training(Section):
     commit_every: Positive = operation(1000, "steps between committed states inside a slice")
     log_every: Positive = operation(50, "steps between lines of metrics.jsonl")
     micro_batches: Positive = operation(1, "parts that a step's labels are computed in; the numbers stay the same")
+    compile_objective: bool = operation(False, "torch.compile for the element-wise part of the drift loss")
     resources: Resources = operation(Resources(), "one slice job")
 
     @model_validator(mode="after")

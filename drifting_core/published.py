@@ -71,3 +71,6 @@ def tokenizer_download(repository: str, revision: str) -> Download:
     """A tokenizer as diffusers publishes one."""
     files = ("config.json", "diffusion_pytorch_model.safetensors")
     return Download(f"{repository.rpartition('/')[2]}-{revision[:8]}", repository, revision, "", files)
+
+
+SD_VAE = tokenizer_download("stabilityai/sd-vae-ft-mse", "31f26fdeee1355a5c34592e401dd41e45d25a493")

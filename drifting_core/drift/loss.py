@@ -25,8 +25,9 @@ over the batch are float64, so the scalars do not depend on how the batch is div
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -141,15 +142,23 @@ class Stack:
     """Entries of one shape under one set of weights, computed together; see `normalise` for the order of calls.
 
     `weights` (labels, N): of each unconditional sample. `scale`, `factor` (E,) and `force_norm` (E, temperatures), one
-    row per entry, are set by `normalise`. `chunk`: problems (of each entry) that are in memory at once.
+    row per entry, are set by `normalise`. `chunk`: problems (of each entry) that are in memory at once. `compiled`: the
+    element-wise part goes through torch.compile (on a GPU one pass over memory instead of twelve; on a CPU no gain).
     """
 
     def __init__(
-        self, entries: Sequence[Entry], weights: Tensor, temperatures: Sequence[float], chunk: int | None = None
+        self,
+        entries: Sequence[Entry],
+        weights: Tensor,
+        temperatures: Sequence[float],
+        chunk: int | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         if chunk is not None and chunk < 1:
             raise ValueError(f"drift_loss: chunk must be at least 1, found {chunk}")
         self.entries, self.weights, self.temperatures = list(entries), weights, tuple(temperatures)
+        self.coefficients = _compiled_coefficients() if compiled else coefficients
         self.gen_shape = entries[0].gen.shape
         self.dtype = torch.float64 if entries[0].gen.dtype == torch.float64 else torch.float32
         labels, tokens = self.gen_shape[:2]
@@ -360,7 +369,7 @@ class _Workspace:
         distances.diagonal(dim1=2, dim2=3).add_(_SELF_DISTANCE)
         weights, scratch = self._weights(chunk), [self._view(buffer, "pairs", chunk) for buffer in self._scratch]
         for temperature, pull in zip(self.stack.temperatures, pulls, strict=True):
-            coefficients(distances, weights, self.n_positive, temperature, pull, scratch)
+            self.stack.coefficients(distances, weights, self.n_positive, temperature, pull, scratch)
         self._pulling, self._chunk = chunk, None  # the distances have changed
         return pulls
 
@@ -391,6 +400,11 @@ def coefficients(
     repel_sum, attract_sum = repel.sum(dim=-1, keepdim=True), attract.sum(dim=-1, keepdim=True)
     repel *= -attract_sum
     attract *= repel_sum
+
+
+@functools.cache
+def _compiled_coefficients() -> Callable[..., None]:
+    return torch.compile(coefficients, dynamic=True)
 
 
 def _single(

@@ -45,11 +45,12 @@ class DriftObjective:
         *,
         group: dist.ProcessGroup | None = None,
         chunk: int | None = None,
+        compiled: bool = False,
     ) -> None:
         """`weights` (labels, N) of the unconditional samples, for the labels of this rank; ranks have equally many.
 
         `chunk`: problems (label and token) of an entry that are in memory at once; by default what fits
-        `_CHUNK_BYTES`. Every rank of `group` must call. Raises ValueError on shapes that do not fit.
+        `_CHUNK_BYTES`. `compiled`: see Stack. Every rank of `group` must call. Raises ValueError on shapes that do not fit.
         """
         self.labels, self.group = len(weights), group
         self.ranks = 1 if group is None else dist.get_world_size(group)
@@ -63,7 +64,7 @@ class DriftObjective:
         for names in alike.values():
             own = [entries[name] for name in names]
             size = chunk or max(1, _CHUNK_BYTES[weights.device.type] // (len(own) * _problem_bytes(own[0])))
-            self.stacks.append((names, Stack(own, weights, temperatures, size)))
+            self.stacks.append((names, Stack(own, weights, temperatures, size, compiled=compiled)))
         normalise([stack for _, stack in self.stacks], group)
         self._sums = {name: stack.scale.new_zeros(()) for names, stack in self.stacks for name in names}
 

@@ -41,12 +41,15 @@ def balanced_labels(rows: Tensor, classes: int) -> Tensor:
     return rows % classes
 
 
-def sample_inputs(generator: Generator, seed: int, rows: Tensor) -> Inputs:
-    """Inputs of the samples with these indices; alpha and step do not enter: equal seeds give equal noise."""
+def sample_inputs(generator: Generator, seed: int, rows: Tensor, labels: Tensor | None = None) -> Inputs:
+    """Inputs of the samples with these indices; alpha and step do not enter: equal seeds give equal noise.
+
+    `labels` (B,): instead of those of the balanced plan.
+    """
     shape = (generator.channels, generator.input_size, generator.input_size)
     return Inputs(
         draws.normal_rows(draws.key(seed, "sample", "noise"), rows, shape),
-        balanced_labels(rows, generator.class_embedding.num_embeddings),
+        balanced_labels(rows, generator.class_embedding.num_embeddings) if labels is None else labels,
         draws.integers_rows(draws.key(seed, "sample", "style"), generator.style_entries, rows, generator.style_tables),
     )
 

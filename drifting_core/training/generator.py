@@ -150,7 +150,7 @@ class DriftTraining:
                 generated = _collected(lambda part: self._features(self._generate(batch, part)), parts)
         objective = DriftObjective(
             generated, positives, unconditional, self._weights(batch.alpha), self.objective.temperatures,
-            group=self.ranks.group,
+            group=self.ranks.group, compiled=self.recipe.compile_objective,
         )  # fmt: skip
         for part in parts:
             features = generated if len(parts) == 1 else self._features(self._generate(batch, part))

@@ -59,6 +59,19 @@ def test_a_known_draw() -> None:
     assert digests == ["6c7ec5dec25dce16", "5edf4ba47ef26266"]
 
 
+def test_eight_known_normals() -> None:
+    """Step 0 of seed 0: golden numbers that another implementation of the two cited papers can be held to."""
+    found = draws.normal(draws.key(0, "noise", 0), (8,), dtype=torch.float64).tolist()
+    assert found == [
+        0.7881508740980516, -0.12531637814673413, 0.696344065350368, 2.274074570450717,
+        0.18191446105779996, 0.421776115182763, -0.6112033035020074, -0.4608134372740414,
+    ]  # fmt: skip
+    words = [14475082041532792124, 8303553611639674828, 13962217150491321809, 18234961585743964071]
+    # The cell of each word's upper 52 bits, through another library's quantile function.
+    cells = [((word >> 12) + 0.5) / 2**52 for word in words]
+    assert found[:4] == pytest.approx([float(ndtri(cell)) for cell in cells], rel=1e-13)
+
+
 @settings(max_examples=20, deadline=None)
 @given(int64, st.integers(0, 2**40), st.integers(1, 50), st.integers(0, 49))
 def test_start_continues_a_stream(key: int, start: int, count: int, skip: int) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+import drifting_core
 from drifting_core.artifacts import LatentContract, Samples
 from drifting_core.config import Sampling
 from drifting_core.evaluation import sampler
@@ -33,6 +37,46 @@ def generator():
 def latents(generator, first=0, last=12, batch=4, seed=1, alpha=1.5):
     parts = sampler.generate(generator, seed=seed, alpha=alpha, first=first, last=last, compute_batch=batch, device=CPU)
     return torch.cat(list(parts))
+
+
+@pytest.fixture
+def vae(tmp_path):
+    from drifting_core import config
+    from drifting_core.models.tokenizer_making import small_autoencoder
+
+    training = {"channels": [8, 8], "norm_groups": 4, "steps": 1, "batch": 1, "learning_rate": 1e-3}
+    torch.manual_seed(0)
+    made = small_autoencoder(config.Tokenizer.model_validate({"source": "trained", "factor": 2, "training": training}))
+    made.save_pretrained(tmp_path / "vae", safe_serialization=True)
+    return tmp_path / "vae"
+
+
+def test_pictures_of_published_weights(vae):
+    """README: drifting_core.sample, here with the golden generator and a small random tokenizer."""
+    golden = Path(__file__).parents[1] / "data/golden/generator"
+    labels = [7, 2, *range(10), *range(10)]
+    pictures = drifting_core.sample(released=golden, labels=labels, alpha=1.5, tokenizer=vae)
+    assert [(picture.size, picture.mode) for picture in pictures] == [((32, 32), "RGB")] * 22
+    assert pictures[0].tobytes() != pictures[1].tobytes()
+    # the first sixteen are one batch: sample i is a function of (seed, i, label, alpha), up to rounding
+    few = drifting_core.sample(released=golden, labels=[7, 2], alpha=1.5, tokenizer=vae)
+    again, first = (np.asarray(many[1], dtype=int) for many in (few, pictures))
+    assert abs(again - first).max() <= 1
+    other = drifting_core.sample(released=golden, labels=[7, 2], alpha=1.5, tokenizer=vae, seed=1)
+    assert other[0].tobytes() != few[0].tobytes()
+    with pytest.raises(ValueError, match=r"labels are 0 to 9, found \[10\]"):
+        drifting_core.sample(released=golden, labels=[3, 10], tokenizer=vae)
+    with pytest.raises(Fault, match="an encoder makes no pictures"):
+        drifting_core.sample(released=golden.parent / "mae", labels=[3], tokenizer=vae)
+
+
+def test_precision_is_part_of_the_samples(generator):
+    exact, rough = (
+        next(iter(sampler.generate(generator, seed=1, alpha=1.5, first=0, last=4, compute_batch=4, device=CPU, precision=p)))
+        for p in ("float32", "bfloat16")
+    )
+    assert rough.dtype == torch.float32
+    assert 0 < (exact - rough).abs().max() < 0.1 * exact.abs().max()
 
 
 @pytest.fixture

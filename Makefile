@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all check plan docs clean
+.PHONY: help setup demo toy test test-all check benchmark plan docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -31,6 +31,9 @@ test-all: $(READY) ## also the tests marked slow
 
 check: $(READY) ## formatting, lint and types only
 	$(BIN)/python -m pytest tests/test_style.py
+
+benchmark: $(READY) ## time and memory of the objective; with a GPU, of whole steps as well (the tables of docs/performance.md)
+	$(BIN)/python -m tests.benchmarks.objective
 
 plan: $(READY) ## jobs, GPU-hours and disk of a configuration: make plan CONFIG=config/l2.yaml
 	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG)

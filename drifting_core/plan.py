@@ -155,9 +155,17 @@ def disk(config: Configuration) -> list[Space]:
         Space("feature cache of the real images", config.data.expected.train_images * width * 4),
         Space("latent-MAE: two states and the export", trains * (states + encoder)),
         Space("generator: two states", trains * 2 * 4 * generator),
+        Space("downloaded weights", _downloaded(config, generator, mae)),
         Space("generator: exports", len(config.milestones) * generator),
         Space("generated latents", generated * latent * 2),
     ]
+
+
+def _downloaded(config: Configuration, generator: float, mae: float) -> float:
+    """Bytes of the authors' weights, whose encoders come with their decoders."""
+    if config.generator.imported:
+        return generator if config.generator.released else 0.0
+    return mae if config.encoder.released else 0.0
 
 
 def read_rates(path: Path = RATES) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _numbers(
     device: torch.device,
 ) -> dict[str, Any]:
     own = statistics.moments_of(generated.features)
-    frechet = statistics.frechet_distance(reference.mean, reference.covariance, own.mean, own.covariance)
+    frechet = statistics.frechet(reference.mean, reference.covariance, own.mean, own.covariance)
     error = statistics.bootstrap_error(reference, generated.features, resamples=how.bootstrap, seed=samples.seed)
     score, score_std = statistics.inception_score(generated.logits_unbiased)
     manifold = read_cache(reference_path.parent / MANIFOLD)

@@ -21,8 +21,10 @@ import psutil
 import torch
 from torch import Tensor
 
+from drifting_core import config as settings
 from drifting_core.drift.loss import TEMPERATURES, drift_loss
 from drifting_core.drift.objective import _CHUNK_BYTES, DriftObjective
+from tests.benchmarks import step as whole_step
 
 GENERATED, POSITIVE, UNCONDITIONAL, WIDTH, TOKENS = 64, 64, 16, 256, 1024
 TARGETS = GENERATED + POSITIVE + UNCONDITIONAL
@@ -232,7 +234,15 @@ def main() -> None:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     print("\n\n".join(table(device, arguments.threads) for device in devices))
     if len(devices) == 1:
-        print("\nGPU rows: open (no CUDA device here)")
+        print("\nGPU rows, the objective and whole steps of the ablation preset: open (no CUDA device here)")
+        return
+    ablation = settings.load_file(Path("config/ablation.yaml"))
+    for micro_batches in (1, ablation.training.micro_batches):
+        how = ablation.training.model_copy(update={"micro_batches": micro_batches})
+        print(
+            "\n"
+            + whole_step.report(ablation.model_copy(update={"training": how}), steps=5, gpus=1, threads=arguments.threads)
+        )
 
 
 if __name__ == "__main__":

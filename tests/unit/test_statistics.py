@@ -28,7 +28,7 @@ def golden():
 
 def distance(a, b):
     first, second = statistics.moments_of(a), statistics.moments_of(b)
-    return statistics.frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
+    return statistics.frechet(first.mean, first.covariance, second.mean, second.covariance)
 
 
 def features(rows, width=8, seed=0, scale=1.0):
@@ -41,6 +41,48 @@ def test_golden_metrics(golden):
     assert statistics.inception_score(golden["logits"]) == pytest.approx(tuple(golden["inception_score"]), rel=1e-6)
     pair = statistics.precision_recall(golden["features_real"], golden["features_generated"], 3)
     assert pair == pytest.approx((float(golden["precision"]), float(golden["recall"])), rel=1e-6)
+
+
+def test_the_distance_alone_is_a_float(golden):
+    first, second = (statistics.moments_of(golden[name]) for name in ("features_real", "features_generated"))
+    found = statistics.frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
+    assert isinstance(found, float)
+    assert found == pytest.approx(float(golden["frechet"]), rel=1e-6)
+
+
+def literal_kernel_distance(a, b):
+    """Every pair, one by one."""
+    kernel = [[(x @ y / a.shape[1] + 1) ** 3 for y in (*a, *b)] for x in (*a, *b)]
+    within_a = [kernel[i][j] for i in range(len(a)) for j in range(len(a)) if i != j]
+    within_b = [kernel[i][j] for i in range(len(a), len(kernel)) for j in range(len(a), len(kernel)) if i != j]
+    between = [kernel[i][j] for i in range(len(a)) for j in range(len(a), len(kernel))]
+    return np.mean(within_a) + np.mean(within_b) - 2 * np.mean(between)
+
+
+def test_kernel_distance_is_that_of_all_pairs(monkeypatch):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(9, 4)), rng.normal(size=(7, 4)) + 0.5
+    monkeypatch.setattr(statistics, "_ROWS", 4)
+    assert statistics.kernel_distance(a, b).mean == pytest.approx(literal_kernel_distance(a, b), rel=1e-12)
+    assert statistics.kernel_distance(a, b).std == 0.0
+    assert statistics.kernel_distance(b, a).mean == pytest.approx(statistics.kernel_distance(a, b).mean, rel=1e-12)
+
+
+def test_kernel_distance_is_unbiased_and_repeatable_over_subsets():
+    rng = np.random.default_rng(1)
+    same = statistics.kernel_distance(*rng.normal(size=(2, 600, 8)), subsets=50, subset_size=100)
+    apart = statistics.kernel_distance(rng.normal(size=(600, 8)), rng.normal(size=(600, 8)) + 1, subsets=50, subset_size=100)
+    assert abs(same.mean) < 3 * same.std / np.sqrt(6)  # fifty subsets of 600 rows are worth about six independent ones
+    assert apart.mean > 10 * apart.std
+    a, b = rng.normal(size=(2, 50, 3))
+    assert statistics.kernel_distance(a, b, subsets=3, subset_size=20) == statistics.kernel_distance(
+        a, b, subsets=3, subset_size=20
+    )
+    whole = statistics.kernel_distance(a, b, subsets=2, subset_size=50)
+    assert whole.mean == pytest.approx(statistics.kernel_distance(a, b).mean, rel=1e-9)
+    for wrong in ({"subset_size": 51}, {"subset_size": 1}, {"subsets": 0}):
+        with pytest.raises(ValueError, match="kernel_distance"):
+            statistics.kernel_distance(a, b, **wrong)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 50, 100])

@@ -221,8 +221,8 @@ def kernel_distance(
     fewest = min(len(first), len(second))
     if fewest < 2 or not 2 <= (subset_size or fewest) <= fewest or subsets < 1:
         raise ValueError(
-            f"kernel_distance: {subsets} subset(s) of {subset_size or 'all'} rows, found {len(first)} and {len(second)} rows; "
-            "at least one subset of at least two rows is needed"
+            f"kernel_distance: {subsets} subset(s) of {subset_size or 'all'} rows, found {len(first)} and {len(second)} "
+            "rows; at least one subset of at least two rows is needed"
         )
     if subset_size is None:
         return KernelDistance(_discrepancy(first.to(device), second.to(device)), 0.0)

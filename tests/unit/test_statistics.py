@@ -73,7 +73,7 @@ def test_kernel_distance_is_unbiased_and_repeatable_over_subsets():
     same = statistics.kernel_distance(*rng.normal(size=(2, 600, 8)), subsets=50, subset_size=100)
     apart = statistics.kernel_distance(rng.normal(size=(600, 8)), rng.normal(size=(600, 8)) + 1, subsets=50, subset_size=100)
     assert abs(same.mean) < 3 * same.std / np.sqrt(6)  # fifty subsets of 600 rows are worth about six independent ones
-    assert apart.mean > 10 * apart.std
+    assert apart.mean > 5 * apart.std > 5 * same.std
     a, b = rng.normal(size=(2, 50, 3))
     assert statistics.kernel_distance(a, b, subsets=3, subset_size=20) == statistics.kernel_distance(
         a, b, subsets=3, subset_size=20

@@ -14,7 +14,7 @@ from drifting_core.claims.bundle import make_bundle
 from drifting_core.claims.verifying import point_to, summary, verify_bundle
 from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
-from tests.unit.evaluation_samples import write_claim, write_metrics
+from tests.unit.evaluation_samples import MADE, PUBLISHED, write_claim, write_metrics
 
 RUN = "demo-00000000"
 
@@ -217,3 +217,46 @@ def test_tables_need_no_torch():
         "import sys, drifting_core.evaluation.recommend, drifting_core.claims.verifying; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def imported(results, source, **changes):
+    """A bundle of weights from `source`, its text and the header of its claim's table."""
+    given = [(role, path) for role, path in write_claim(results, **changes) if role != "curve"]
+    contract = artifacts.LatentContract(
+        tokenizer_sha256="b" * 64, scaling_factor=0.18215, posterior="sample", views=["image"], dtype="float16",
+        precision="float32", pre_encode_transforms=[],
+    )  # fmt: skip
+    export = results / f"runs/{RUN}/exports/step_1000/metadata.json"
+    artifacts.Export(
+        **MADE, network="generator", step=1000, ema_decay=0.999, architecture={}, parameters=1, latents=contract,
+        imported=artifacts.Imported(source=source, step=200_000, weights_sha256="e" * 64),
+    ).write(export)  # fmt: skip
+    bundle(results, [*given, ("exports", export)])
+    text = (results / "bundles" / RUN / "CLAIM.md").read_text()
+    return text, text[text.index("## The claim") :].split("\n\n")[1]
+
+
+def test_reported_numbers_stand_beside_ours_where_both_are_fid(tmp_path):
+    text, table = imported(tmp_path / "results", "released:latent_L_sota", **PUBLISHED)
+    header, _, ours, paper, release = table.splitlines()
+    assert "| FID | IS |" in header
+    assert ours.startswith("| 1000 | 1.5 | 1000 | 1,000 | [10.1")
+    assert paper.startswith("| reported in the paper | 1 | - | 50,000 | 1.54 | 258.9 | - |")
+    assert release.startswith("| reported for these weights | 1 | - | 50,000 | 1.53 | 260.1 | - |")
+    assert len({line.count("|") for line in (header, ours, paper, release)}) == 1
+    assert "made under their own contract" in text
+    assert "the recommendation chooses the guidance strength only" in text
+    assert "called step 200,000" in text
+
+
+def test_reported_numbers_are_kept_out_of_a_table_of_something_else(tmp_path):
+    text, table = imported(tmp_path / "results", "released:ablation@0123abcd")
+    assert len(table.splitlines()) == 3
+    assert "Not comparable with the numbers above, which are not FID and IS" in text
+    assert "reported in the paper: FID 8.46, IS - at alpha 2; reported for these weights: FID 8.49, IS 144" in text
+
+
+def test_nothing_is_reported_for_weights_of_a_folder(tmp_path):
+    text, table = imported(tmp_path / "results", "somewhere/weights", **PUBLISHED)
+    assert len(table.splitlines()) == 3
+    assert "reported in the paper" not in text

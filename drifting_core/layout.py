@@ -39,9 +39,11 @@ class Layout:
 
     def _runs(self) -> list[Configuration]:
         if self._stored is None:
-            records = sorted(Path(self.root).glob("runs/*/config.json"))
-            self._stored = [settings.load(json.loads(path.read_text())["values"], str(path)) for path in records]
+            self._stored = [settings.load(json.loads(path.read_text())["values"], str(path)) for path in self._records()]
         return self._stored
+
+    def _records(self) -> list[Path]:
+        return sorted(Path(self.root).glob("runs/*/config.json"))
 
     def slice(self, stage: str, key: str, *paths: str) -> str:
         """JSON of a slice of the configuration that owns `key`; without `paths`, of everything the stage depends on."""
@@ -77,8 +79,7 @@ class Layout:
     def fetched_of(self, stage: str, key: str) -> list[str]:
         """The manifest of what a stage needs from the hub: its tokenizer, or an imported encoder or generator."""
         owner = self.find(stage, key)
-        networks = {"encoder": owner.encoder, "run": owner.generator}
-        wanted = networks[stage].download if stage in networks else owner.tokenizer.download
+        wanted = owner.tokenizer.download if stage == "tokenizer" else self._network(owner, stage).download
         return [f"{self.root}/sources/{wanted.key}/manifest.json"] if wanted else []
 
     def download(self, key: str) -> str:
@@ -92,12 +93,18 @@ class Layout:
 
     def imported(self, stage: str) -> str:
         """Regular expression of the folders of a stage (encoder or run) whose network is imported, not trained."""
-        found = []
-        for owner in (self.active, *self._runs()):
-            network = owner.encoder if stage == "encoder" else owner.generator
-            if network.imported:
-                found.append(owner.key(stage))
-        return "|".join(sorted(set(found))) or "(?!)"
+        found = {self.active.key(stage)} if self._network(self.active, stage).imported else set()
+        for path in self._records():
+            # Every job parses the rules: runs that import nothing are not loaded.
+            values = json.loads(path.read_text())["values"]
+            source = values["generator" if stage == "run" else "encoder"].get("source", settings.TRAINED)
+            if source != settings.TRAINED:
+                found.add(path.parent.name if stage == "run" else settings.load(values, str(path)).key(stage))
+        return "|".join(sorted(found)) or "(?!)"
+
+    @staticmethod
+    def _network(owner: Configuration, stage: str) -> settings.Importable:
+        return owner.encoder if stage == "encoder" else owner.generator
 
     def trained_from(self, run: str, wanted: str, rest: str) -> list[str]:
         """A file that a run was trained from; nothing for an imported generator."""

@@ -416,8 +416,8 @@ def _single(
     chunk: int | None,
 ) -> Stack:
     """A stack of one entry, each of B its own label."""
-    if gen.dim() != 3 or gen.shape[1] == 0:
-        raise ValueError(f"drift_loss: gen is (B, G, S) with G > 0, found {tuple(gen.shape)}")
+    if gen.dim() != 3 or gen.numel() == 0:
+        raise ValueError(f"drift_loss: gen is (B, G, S), none of them 0, found {tuple(gen.shape)}")
     if negatives is None:
         negatives = gen.new_empty(gen.shape[0], 0, gen.shape[2])
     for name, value in (("positives", positives), ("negatives", negatives)):

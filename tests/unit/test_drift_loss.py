@@ -411,6 +411,7 @@ def test_half_precision_features_are_computed_in_float32() -> None:
         ({"negatives": torch.zeros(3, 2, 5)}, "negatives share B and S"),
         ({"weight_negatives": torch.zeros(2, 3)}, "weight_negatives"),
         ({"gen": torch.zeros(2, 5)}, r"gen is \(B, G, S\)"),
+        ({"gen": torch.zeros(0, 3, 5)}, r"gen is \(B, G, S\)"),
         ({"chunk": 0}, "chunk"),
     ],
 )

@@ -365,6 +365,46 @@ class EnvironmentSnapshot(BaseModel):
     packages: dict[str, str | None]
 
 
+# --- the two-dimensional experiment ---------------------------------------------------------------------------------
+
+
+class ToyRun(BaseModel):
+    """One run of `make toy`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_set: Literal["swiss_roll", "checkerboard"]
+    force: Literal["drift", "attraction_only"]
+    seed: int
+    steps: int
+    smoothed_loss: float  # at the last step: mean of V^2, exponential moving average (0.96 old, 0.04 new)
+    spread: float  # root-mean-square distance of the samples to their mean, as a share of the data's
+    energy_distance: float  # samples to fresh data
+
+
+class ToyCheck(BaseModel):
+    """A median over seeds, and the band that it must lie in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_set: Literal["swiss_roll", "checkerboard"]
+    force: Literal["drift", "attraction_only"]
+    number: Literal["smoothed_loss", "spread"]
+    median: float
+    low: float
+    high: float
+    compared_with: str
+    inside: bool
+
+
+class ToyExperiment(Artifact):
+    """Everything that `make toy` measured; `files` is its picture."""
+
+    kind: Literal["toy_experiment"] = "toy_experiment"
+    runs: list[ToyRun]
+    checks: list[ToyCheck]
+
+
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 

@@ -1,8 +1,7 @@
 """What a run is.
 
-Every preset in `config/` is one complete `Configuration`. Each field is either *identity* (it changes the result, so it is
-part of the hashes that name folders and of the rules' params) or an *operation* (`operation(...)` below: devices, horizon,
-logging; never hashed). Fields at their default are left out of the hash, so that a field added later renames no old run.
+Every preset in `config/` is one complete `Configuration`. Each field is either identity (it changes the result, so it is
+part of the hashes that name folders and of the rules' params) or an operation: see identity.py.
 
 This module is light: the Snakefile imports it on login nodes and in every cluster job. No torch, no h5py.
 """
@@ -10,17 +9,15 @@ This module is light: the Snakefile imports it on login nodes and in every clust
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from drifting_core import published
 from drifting_core.faults import Fault
+from drifting_core.identity import Section, digest, identity, merge, operation
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
@@ -36,17 +33,6 @@ _SOURCE = (
     "trained: here, from the latents; released:NAME (or released:NAME@COMMIT): the authors' weights; else the path of a "
     "folder as they publish one, or of an export of this project"
 )
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def operation(default: Any = ..., description: str = "", **constraints: Any) -> Any:
-    """A field that says how or how long the work is done, not what comes out: it is in no hash."""
-    return Field(default, description=description, json_schema_extra={"role": "operation"}, **constraints)
 
 
 class Resources(Section):
@@ -519,35 +505,6 @@ def _misfits(config: Configuration) -> list[str]:
     return problems
 
 
-def is_operation(field: FieldInfo) -> bool:
-    extra = field.json_schema_extra
-    return isinstance(extra, Mapping) and extra.get("role") == "operation"
-
-
-def identity(section: Section) -> dict[str, Any]:
-    """The section's identity fields that are not at their default, as plain JSON values."""
-    chosen = {}
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
-        if is_operation(field) or (not field.is_required() and value == default):
-            continue
-        chosen[name] = identity(value) if isinstance(value, Section) else value
-    return json.loads(json.dumps(chosen))
-
-
-def operations(section: Section) -> dict[str, Any]:
-    """The section's operation fields (nested ones included), as plain JSON values: the complement of `identity`."""
-    chosen = {}
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if is_operation(field):
-            chosen[name] = value.model_dump() if isinstance(value, Section) else value
-        elif isinstance(value, Section) and (nested := operations(value)):
-            chosen[name] = nested
-    return json.loads(json.dumps(chosen))
-
-
 def sections(identities: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
     """The typed sections of a slice, put together again from identities and the whole configuration's operations."""
     typed = {}
@@ -557,26 +514,13 @@ def sections(identities: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str,
         for part in path.split("."):
             model = _section_type(model, part)
             own = own.get(part, {})
-        typed[path] = model.model_validate(_merge(values, own))
+        typed[path] = model.model_validate(merge(values, own))
     return typed
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merge(merged[name], value) if both else value
-    return merged
 
 
 def _section_type(model: type[Section], name: str) -> type[Section]:
     annotation = model.model_fields[name].annotation
     return next(c for c in (annotation, *get_args(annotation)) if isinstance(c, type) and issubclass(c, Section))
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def load(values: Mapping[str, Any], origin: str = "configuration") -> Configuration:

@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from drifting_core.config import Configuration, Section, is_operation
+from drifting_core.config import Configuration
+from drifting_core.identity import Section, is_operation
 
 _HEAD = """# Configuration
 

@@ -15,6 +15,7 @@ from typing import Any
 from drifting_core import config as settings
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
+from drifting_core.identity import operations
 
 
 class Layout:
@@ -195,7 +196,7 @@ class Layout:
         os.environ["HF_HUB_OFFLINE"] = "1"  # only the jobs that fetch may ask the hub
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         os.environ["WORKFLOW_SCRIPTS"] = f"{workflow}/workflow_scripts"
-        os.environ["OPERATIONS"] = _json(settings.operations(self.active))
+        os.environ["OPERATIONS"] = _json(operations(self.active))
         os.environ["CONFIGURATION"] = _json(self.active.model_dump(mode="json"))
 
 

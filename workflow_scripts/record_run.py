@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.artifacts import RunRecord
-from drifting_core.config import digest
+from drifting_core.identity import digest
 from drifting_core.jobs import json_argument, parser, run, start
 from drifting_core.provenance import code_version
 

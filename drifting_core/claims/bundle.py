@@ -24,8 +24,8 @@ from drifting_core.artifacts import (
 from drifting_core.claims import card, figures
 from drifting_core.claims.sources import Source, Sources
 from drifting_core.claims.verifying import DONE, MANIFEST, files_of, marker
-from drifting_core.config import Section
 from drifting_core.evaluation.grid import GRID, grid_samples
+from drifting_core.identity import Section
 from drifting_core.provenance import code_version
 
 _PAIRS = "pairs.png"

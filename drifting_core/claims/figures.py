@@ -49,7 +49,7 @@ def _two_panels(table: MetricsTable, column: str, label: str) -> bytes:
         ylabel="within-class diversity",
         ylim=(0, 1.15 * max(1.0, *(row["within_class_diversity"] for row in table.rows))),
     )
-    return _png(figure)
+    return png(figure)
 
 
 def _line(axes: Axes, table: MetricsTable, column: str, value: str, error: str | None, colour: str) -> None:
@@ -92,7 +92,7 @@ def labelled_rows(picture: Pixels, labels: Sequence[str], title: str = "") -> by
     axes.spines[:].set_visible(False)
     if title:
         axes.set_title(title, fontsize=10, loc="left")
-    return _png(figure)
+    return png(figure)
 
 
 def first_column(grid: Pixels, rows: int) -> Pixels:
@@ -106,7 +106,7 @@ def stacked(rows: Sequence[Pixels]) -> Pixels:
     return np.concatenate(rows, axis=0)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     held = io.BytesIO()
     FigureCanvasAgg(figure)  # no pyplot: no global state, no display
     figure.savefig(held, format="png", dpi=_DPI, metadata={"Software": None})

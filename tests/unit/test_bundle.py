@@ -14,6 +14,7 @@ from drifting_core.claims.bundle import make_bundle
 from drifting_core.claims.verifying import point_to, summary, verify_bundle
 from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
+from drifting_core.identity import digest, operations
 from tests.unit.evaluation_samples import MADE, PUBLISHED, write_claim, write_metrics
 
 RUN = "demo-00000000"
@@ -202,8 +203,8 @@ def test_tables_refuse_unlike_contracts_and_repeated_rows(tmp_path):
 def test_the_real_configuration_makes_a_card(tmp_path, demo_values):
     made = config.load(demo_values)
     whole = made.stage_slice("bundle")
-    typed = config.sections(whole, config.operations(made))
-    make_bundle(tmp_path / "bundles" / RUN, RUN, write_claim(tmp_path), typed=typed, configuration=config.digest(whole))
+    typed = config.sections(whole, operations(made))
+    make_bundle(tmp_path / "bundles" / RUN, RUN, write_claim(tmp_path), typed=typed, configuration=digest(whole))
     written = json.loads((tmp_path / "bundles" / RUN / "configuration.json").read_text())
     again = config.load(written)
     assert again.stage_slice("bundle") == whole

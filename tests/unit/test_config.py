@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drifting_core import config as settings
-from drifting_core.config import Configuration, digest, identity, load, load_file, operations, sections
+from drifting_core.config import Configuration, load, load_file, sections
 from drifting_core.faults import Fault
+from drifting_core.identity import digest, identity, operations
 
 STAGES = ("data", "tokenizer", "network", "reference", "encoder", "run", "bundle")
 PRESETS = ("demo", "ablation", "b2", "l2")

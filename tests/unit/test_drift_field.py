@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from drifting_core.drift.field import drift_field
+from drifting_core.drift import field as module
+from drifting_core.drift.field import drift_field, mean_shift
 
 
 def vectors(count: int, seed: int, dim: int = 3) -> Tensor:
@@ -76,6 +78,69 @@ def test_self_mask_removes_the_pair_itself() -> None:
     assert (masked - plain).abs().max() > 1e-3
     # One generated sample that is its own negative: nothing repels, so nothing attracts either (Algorithm 2).
     assert drift_field(x[:1], positives, x[:1], 0.5, mask_self=True).abs().max() == 0
+
+
+def algorithm_2(x: Tensor, positives: Tensor, negatives: Tensor, temperature: float, mask_self: bool) -> Tensor:
+    """The paper's lines, written out."""
+    distance_p, distance_n = ((x[:, None] - y).square().sum(dim=2).sqrt() for y in (positives, negatives))
+    if mask_self:
+        distance_n = distance_n + 1e6 * torch.eye(len(x), dtype=x.dtype)
+    logits = -torch.cat([distance_p, distance_n], dim=1) / temperature
+    affinity = torch.sqrt(logits.softmax(dim=1) * logits.softmax(dim=0))
+    a_p, a_n = affinity.split([len(positives), len(negatives)], dim=1)
+    weight_p, weight_n = a_p * a_n.sum(dim=1, keepdim=True), a_n * a_p.sum(dim=1, keepdim=True)
+    return weight_p @ positives - weight_n @ negatives
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seeds,
+    st.integers(1, 40),
+    st.integers(1, 30),
+    st.integers(1, 9),
+    temperatures,
+    st.booleans(),
+    st.sampled_from([1, 64, 300, 1 << 19]),
+)
+def test_is_algorithm_2(seed: int, n: int, p: int, dim: int, temperature: float, mask_self: bool, block: int) -> None:
+    """Whatever the dimension (both ways to distances) and the block (one row, a ragged last one, all rows)."""
+    x, positives = vectors(n, seed, dim), vectors(p, seed + 1, dim)
+    negatives = x if mask_self else vectors(p + 2, seed + 2, dim)
+    with patch.object(module, "_BLOCK", block):
+        found = drift_field(x, positives, negatives, temperature, mask_self=mask_self)
+        single = drift_field(x.float(), positives.float(), negatives.float(), temperature, mask_self=mask_self)
+    expected = algorithm_2(x, positives, negatives, temperature, mask_self)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dim", [2, 768])
+def test_far_samples_in_single_precision(dim: int) -> None:
+    """Distances of thousands of temperatures, where exp(-distance / temperature) itself is 0 in float32 and float64."""
+    x, positives, negatives = (vectors(count, count, dim) for count in (20, 30, 25))
+    x[:5] += 300.0
+    positives[:9] += 300.0
+    expected = algorithm_2(x, positives, negatives, 0.05, False)
+    found = drift_field(x.float(), positives.float(), negatives.float(), 0.05)
+    assert found.isfinite().all()
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=1e-3)
+
+
+def test_no_gradient_flows_through_the_field() -> None:
+    x, positives, negatives = protocol_case()
+    assert not drift_field(x.requires_grad_(), positives, negatives, 0.5).requires_grad
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, counts, temperatures)
+def test_mean_shift_is_equation_8(seed: int, n: int, temperature: float) -> None:
+    x, y = vectors(n, seed), vectors(7, seed + 1)
+    kernel = (-(x[:, None] - y).square().sum(dim=2).sqrt() / temperature).exp()
+    expected = (kernel[:, :, None] * (y - x[:, None])).sum(dim=1) / kernel.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(mean_shift(x, y, temperature), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(mean_shift(x, y[:1], temperature), y[:1] - x)
 
 
 def test_wrong_shapes_are_refused() -> None:

@@ -46,7 +46,8 @@ def test_every_json_validates_and_records_where_it_comes_from(walk: Walk) -> Non
         assert values["configuration"], path
         assert values["code"].startswith("0."), path
         assert values["inputs"] or values["kind"] in ("packed_photos", "archives", "run", "state"), path
-    assert found == set(models)
+    # What this walk does not make: downloads, and the experiment of `make toy`.
+    assert found == set(models) - {"fetched", "toy_experiment"}
 
 
 def descendants(model: type[BaseModel]) -> list[Any]:

@@ -23,7 +23,7 @@ demo: $(READY) ## the whole pipeline on real photos, to a claim bundle (about 10
 	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local results/claim_bundle.done
 	@$(BIN)/python workflow_scripts/show_claim.py results/claim_bundle.done
 
-toy: $(READY) ## the method on two-dimensional data, beside the published loss (about 9 minutes on 2 cores)
+toy: $(READY) ## the method on two-dimensional data, beside the published loss (about 10 minutes on 2 cores)
 	@$(BIN)/python workflow_scripts/run_toy.py results/toy
 
 test: $(READY) ## everything that a change must pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,21 @@ TRAINS = {"train_encoder", "export_encoder", "train_generator", "encode_latents"
 
 
 @pytest.fixture(scope="module")
-def released(walk: Walk) -> tuple[Site, str]:
-    """The claim of the published generator, made where the tiny run has left its reference and tokenizer."""
-    preset = walk.site.configure("released.yaml", name="released", **GENERATOR)
-    done = walk.site.snakemake(TARGET, config="released.yaml")
+def site(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A copy of the folder in which the tiny run has left its data, tokenizer, reference and exports."""
+    copy = Site(tmp_path_factory.mktemp("released").resolve() / "site")
+    shutil.copytree(walk.site.folder, copy.folder, symlinks=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def released(site: Site) -> tuple[Site, str]:
+    """The claim of the published generator."""
+    preset = site.configure("released.yaml", name="released", **GENERATOR)
+    done = site.snakemake(TARGET, config="released.yaml")
     assert done.returncode == 0, done.stdout
     assert not [rule for rule in TRAINS if f"rule {rule}:" in done.stdout], done.stdout
-    return walk.site, settings.load_file(preset).key("run")
+    return site, settings.load_file(preset).key("run")
 
 
 def test_a_published_generator_is_brought_to_its_claim(released: tuple[Site, str]) -> None:
@@ -73,30 +82,30 @@ def test_an_imported_run_is_known_from_another_configuration(released: tuple[Sit
     ]
 
 
-def test_a_published_encoder_takes_the_place_of_its_training(walk: Walk) -> None:
-    preset = walk.site.configure("encoder.yaml", name="encoder", **ENCODER)
+def test_a_published_encoder_takes_the_place_of_its_training(site: Site) -> None:
+    preset = site.configure("encoder.yaml", name="encoder", **ENCODER)
     loaded = settings.load_file(preset)
     export = f"results/runs/{loaded.key('run')}/exports/step_30/metadata.json"
-    done = walk.site.snakemake(export, config="encoder.yaml")
+    done = site.snakemake(export, config="encoder.yaml")
     assert done.returncode == 0, done.stdout
     assert "rule import_encoder:" in done.stdout
     assert "rule train_encoder:" not in done.stdout
-    encoder = Export.read(walk.site.folder / f"results/encoders/{loaded.key('encoder')}/export/metadata.json")
+    encoder = Export.read(site.folder / f"results/encoders/{loaded.key('encoder')}/export/metadata.json")
     assert encoder.imported is not None
     assert encoder.imported.step == 123
     # 7 entries of each of 9 maps, without the standard deviations that no 2 x 2 map has; norm_x and global
-    last = json.loads((walk.site.folder / f"results/runs/{loaded.key('run')}/metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads((site.folder / f"results/runs/{loaded.key('run')}/metrics.jsonl").read_text().splitlines()[-1])
     assert set(last["features"]) == {"global", "norm", "conv1", "layer1", "layer2", "layer3", "layer4"}
 
 
-def test_an_export_of_our_own_is_a_source(walk: Walk) -> None:
-    own = settings.load_file(walk.site.folder / "config.yaml")
+def test_an_export_of_our_own_is_a_source(site: Site) -> None:
+    own = settings.load_file(site.folder / "config.yaml")
     folder = f"results/runs/{own.key('run')}/exports/step_60"
-    preset = walk.site.configure("own.yaml", name="own", **{"generator.source": folder, "training.steps": 30})
+    preset = site.configure("own.yaml", name="own", **{"generator.source": folder, "training.steps": 30})
     output = f"results/runs/{settings.load_file(preset).key('run')}/exports/step_30/metadata.json"
-    done = walk.site.snakemake(output, config="own.yaml")
+    done = site.snakemake(output, config="own.yaml")
     assert done.returncode == 0, done.stdout
-    ours, theirs = (Export.read(walk.site.folder / path) for path in (output, f"{folder}/metadata.json"))
+    ours, theirs = (Export.read(site.folder / path) for path in (output, f"{folder}/metadata.json"))
     assert ours.files == theirs.files
     assert ours.imported is not None
     assert ours.imported.step == 60

@@ -28,12 +28,13 @@ def fetch(wanted: Download, into: Path | None = None) -> Path:
         ]
     except Exception as error:  # httpx, hub and OS errors have no common base but this
         place = into or "FOLDER"
+        inside = f"{place}/{wanted.folder}".rstrip("/")
         then = "and start again" if into else f"and give FOLDER/{wanted.folder} instead of the name"
         raise Fault(
             f"{wanted.repository} at {wanted.revision} is not here and cannot be downloaded "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); on a machine with internet run\n"
             f"  hf download {wanted.repository} {' '.join(files)} --revision {wanted.revision} --local-dir {place}\n"
-            f"bring the folder here (the files belong into {place}/{wanted.folder}), {then}".replace("/)", ")")
+            f"bring the folder here (the files belong into {inside}), {then}"
         ) from error
     return Path(paths[0]).parent
 

@@ -52,9 +52,7 @@ def import_network(
     folder = fetched_folder(fetched) if fetched else Path(section.source)
     source = _read(folder, f"{network}.source: {section.source}")
     if source.network != network:
-        raise Fault(
-            f"{network}.source: {section.source} holds the weights of a {source.network}, expected those of a {network}"
-        )
+        raise Fault(f"{network}.source: {section.source} holds weights of kind {source.network}, expected kind {network}")
     manifest = TokenizerManifest.read(tokenizer)
     latent = (manifest.channels, parts["data"].image_size // manifest.factor)
     _require_described(section, network, source.architecture, latent, parts["data"].expected.classes)

@@ -74,6 +74,7 @@ wildcard_constraints:
     encoder="[a-z0-9_]+-[0-9a-f]{8}",
     run="[a-z0-9_]+-[0-9a-f]{8}",
     source="[A-Za-z0-9_.-]+-[0-9a-f]{8}",
+    pack="photos|cifar10",
     split="train|val",
     shard=r"\d+",
     step=r"\d+",

@@ -1,11 +1,12 @@
-# Archives to a verified latent store. Nothing is extracted: images are read by byte offset inside the tars.
+# Archives to a verified latent store. Nothing is extracted: images are read by byte offset inside the tars. (An
+# ImageFolder is made when somebody asks for it.)
 
 
-rule pack_photos:
+rule pack_images:
     output:
-        f"{RESULTS}/archives/photos/packed.json",
+        f"{RESULTS}/archives/{{pack}}/packed.json",
     log:
-        f"{LOGS}/pack_photos.log",
+        f"{LOGS}/pack_images_{{pack}}.log",
     conda:
         "../envs/drifting.yaml"
     threads: ACTIVE.data.resources.threads
@@ -14,7 +15,7 @@ rule pack_photos:
     params:
         config=LAYOUT.pack_slice,
     shell:
-        'exec python $WORKFLOW_SCRIPTS/pack_photos.py --config {params.config:q} --operations "$OPERATIONS"'
+        'exec python $WORKFLOW_SCRIPTS/pack_images.py --config {params.config:q} --operations "$OPERATIONS"'
         " --output {output} --threads {threads} --log {log}"
 
 
@@ -55,6 +56,25 @@ rule index_archives:
     shell:
         'exec python $WORKFLOW_SCRIPTS/index_archives.py --config {params.config:q} --operations "$OPERATIONS"'
         " --archives {input.archives} --output {output} --threads {threads} --log {log}"
+
+
+rule make_image_folder:
+    input:
+        index=f"{RESULTS}/data/{{data}}/index.json",
+    output:
+        f"{RESULTS}/data/{{data}}/imagefolder.done",
+    log:
+        f"{LOGS}/{{data}}/make_image_folder.log",
+    conda:
+        "../envs/drifting.yaml"
+    threads: ACTIVE.data.resources.threads
+    resources:
+        **resources_of(ACTIVE.data.resources),
+    params:
+        config=owned("data"),
+    shell:
+        'exec python $WORKFLOW_SCRIPTS/make_image_folder.py --config {params.config:q} --operations "$OPERATIONS"'
+        " --index {input.index} --output {output} --threads {threads} --log {log}"
 
 
 rule encode_latents:

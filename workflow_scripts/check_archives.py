@@ -1,4 +1,4 @@
-"""Check that the three archives are there and are the published ones (MD5).
+"""Check that the archives (or folders) are there, and that the archives are the published ones (MD5).
 
 Reads the archives that data.archives names; --packed only ties them to the job that made them.
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--output", type=Path, required=True, help="archives.json")
     arguments = start(made, argv)
 
-    from drifting_core.data.archives import check
+    from drifting_core.data.index import check
 
     data = sections(arguments.config, arguments.operations)["data"]
     with writer_lease(arguments.output.parent):

@@ -1,6 +1,7 @@
 """Encode one shard of a split: images read by offset, centre crop, mirror, tokenizer, one HDF5 file.
 
-Reads the index, the archive and the tokenizer. Writes shard_K.h5 and the output shard_K.json beside it.
+Reads the index, the images and the tokenizer. Writes shard_K.h5 and the output shard_K.json beside it; a killed job goes on
+from the last finished chunk (.shard_K.journal).
 
 Example:
   python workflow_scripts/encode_latents.py --config "$SLICE" --operations "$OPERATIONS" --split train --shard 0 \\
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Shards of a split are encoded at the same time: each has its own lease.
     with writer_lease(arguments.output.parent, arguments.output.name):
         tokenizer = Tokenizer.of(arguments.tokenizer, place, data.latents.precision)
+        exact = None if tokenizer.precision == "float32" else Tokenizer.of(arguments.tokenizer, place, "float32")
         encode_shard(
             data,
             arguments.split,
@@ -50,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.output,
             digest(arguments.config),
             arguments.threads,
+            exact,
         )
 
 

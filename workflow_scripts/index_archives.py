@@ -1,6 +1,6 @@
-"""Index the archives: class, byte offset and length of every image; counts are compared with data.expected.
+"""Index the images: class, place and length of every one; counts are compared with data.expected.
 
-Reads the tar headers and the devkit; extracts nothing. Writes index_train.npz, index_val.npz and the output.
+Reads the tar headers and the devkit (or lists the folders); extracts nothing. Writes index.npz and the output.
 
 Example:
   python workflow_scripts/index_archives.py --config "$SLICE" --operations "$OPERATIONS" \\
@@ -26,11 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--output", type=Path, required=True, help="index.json")
     arguments = start(made, argv)
 
-    from drifting_core.data.archives import index
+    from drifting_core.data.index import index
 
     data = sections(arguments.config, arguments.operations)["data"]
     with writer_lease(arguments.output.parent):
-        index(data, arguments.archives, arguments.output, digest(arguments.config), arguments.threads)
+        index(data, arguments.archives, arguments.output, digest(arguments.config))
 
 
 if __name__ == "__main__":

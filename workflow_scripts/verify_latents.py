@@ -1,6 +1,7 @@
-"""Verify a split of the latent store in full: hashes, checksums, finite values, ids and labels, moments.
+"""Verify a split of the latent store: hashes, checksums, finite values, ids and labels, moments.
 
-Reads every byte of the shards, and the index. Writes the output when everything holds.
+Reads every byte of the shards (with data.verification: quick, evenly spread chunks), and the index. Writes the output
+when everything holds.
 
 Example:
   python workflow_scripts/verify_latents.py --config "$SLICE" --operations "$OPERATIONS" \\
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--output", type=Path, required=True, help="verify_<split>.json")
     arguments = start(made, argv)
 
-    from drifting_core.data.latents import verify
+    from drifting_core.data.verifying import verify
 
     data = sections(arguments.config, arguments.operations)["data"]
     # Both splits are verified at the same time: each has its own lease.

@@ -1,8 +1,8 @@
-"""ImageNet's three archives: whether they are the right ones, where each image lies in them, and its bytes.
+"""ImageNet's three archives: whether they are the right ones, and where each image lies in them.
 
-Nothing is extracted. The index holds (offset, length) of every JPEG in the nested training tar and the flat validation
-tar; `ImageReader` reads an image with one pread. Classes are the wnids in sorted order; a validation image's class comes
-from the devkit, whose ILSVRC2012_ID is not that order.
+Nothing is extracted. Listed are (offset, length) of every JPEG in the nested training tar and the flat validation tar.
+Classes are the wnids in sorted order; a validation image's class comes from the devkit, whose ILSVRC2012_ID is not that
+order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ import scipy.io
 from numpy.typing import NDArray
 
 from drifting_core import config
-from drifting_core.artifacts import ArchiveCheck, Archives, Index, SplitIndex, check_file, hashes, publish, records
-from drifting_core.data.tars import Member, members
+from drifting_core.artifacts import ArchiveCheck, Archives
+from drifting_core.data.listing import Found, Listing, Split, few, require_counts, require_unique
+from drifting_core.data.tars import Member, Tally, members
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 
 Role = Literal["train", "val", "devkit"]
-Split = Literal["train", "val"]
 ROLES: tuple[Role, ...] = ("train", "val", "devkit")
 _MEGABYTE = 1_000_000
+_WALKERS = 16  # inner archives walked at a time: a walk waits for the file system, it does not compute
 
 # What image-net.org offers to account holders: file, size, MD5.
 _PUBLISHED: dict[Role, tuple[str, str, str]] = {
@@ -54,20 +54,20 @@ def place(data: config.Data, role: Role) -> Path:
 # --- check ----------------------------------------------------------------------------------------------------------
 
 
-def check(data: config.Data, output: Path, configuration: str, packed: Path | None = None) -> Archives:
+def check(data: config.Data) -> dict[Role, ArchiveCheck]:
     """See that the archives are there and, unless data.check_md5 is false, that their MD5 are the published ones.
 
     Raises one Fault that lists every missing archive, or one that names the archive with another MD5.
     """
     _require_all(data)
-    made = Archives(
-        configuration=configuration,
-        code=code_version(),
-        inputs=hashes({"packed": packed}) if packed else {},
-        archives={role: _check_one(data, role) for role in ROLES},
-    )
-    made.write(output)
-    return made
+    return {role: check_one(place(data, role), role, data) for role in ROLES}
+
+
+def require_unchanged(data: config.Data, checked: Archives, path: Path) -> None:
+    """Raises Fault when an archive has another size than when it was checked (`path`: that check's file)."""
+    for role in ROLES:
+        if place(data, role).stat().st_size != checked.archives[role].bytes:
+            raise Fault(f"{place(data, role)}: changed since it was checked; remove {path} to check it again")
 
 
 def _require_all(data: config.Data) -> None:
@@ -85,10 +85,11 @@ def _require_all(data: config.Data) -> None:
     raise Fault("\n".join(lines))
 
 
-def _check_one(data: config.Data, role: Role) -> ArchiveCheck:
-    path, expected = place(data, role), getattr(data.md5, role)
-    size = path.stat().st_size
+def check_one(path: Path, role: str, data: config.Data) -> ArchiveCheck:
+    """Size and, unless data.check_md5 is false, MD5 of one archive. Raises Fault when data.md5 says another one."""
+    size, expected = path.stat().st_size, getattr(data.md5, role)
     if not data.check_md5:
+        log.info("%s: MD5 not checked (data.check_md5 is false)", path)
         return ArchiveCheck(name=path.name, bytes=size, md5=None, md5_check="skipped")
     found = _md5(path)
     if expected is not None and found != expected:
@@ -109,7 +110,7 @@ def _md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-# --- index ----------------------------------------------------------------------------------------------------------
+# --- list -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,75 +120,6 @@ class Devkit:
     wnids: list[str]
     names: list[str]
     truth: NDArray[np.int16]
-
-
-@dataclass(frozen=True)
-class Table:
-    """One row per image: byte offset int64, length int32, class int16 and member name (bytes)."""
-
-    offset: NDArray[np.int64]
-    length: NDArray[np.int32]
-    label: NDArray[np.int16]
-    name: NDArray[np.bytes_]
-
-    @classmethod
-    def of(cls, found: list[Member], labels: list[int]) -> Table:
-        return cls(
-            offset=np.array([member.offset for member in found], np.int64),
-            length=np.array([member.length for member in found], np.int32),
-            label=np.array(labels, np.int16),
-            name=np.array([member.name.encode() for member in found], np.bytes_),
-        )
-
-    def write(self, path: Path) -> None:
-        with publish(path) as scratch, scratch.open("wb") as file:
-            np.savez_compressed(file, offset=self.offset, length=self.length, label=self.label, name=self.name)
-
-    @classmethod
-    def read(cls, path: Path) -> Table:
-        with np.load(path, allow_pickle=False) as held:
-            return cls(**{field: held[field] for field in ("offset", "length", "label", "name")})
-
-
-def index(data: config.Data, checked: Path, output: Path, configuration: str, threads: int = 1) -> Index:
-    """Write index_train.npz and index_val.npz beside `output`, then `output`.
-
-    Training rows are sorted by class and name, validation rows by name. Raises Fault when an archive is not what
-    data.expected says (classes, images, images per class), is cut, or repeats a name.
-    """
-    sizes = Archives.read(checked).archives
-    for role in ROLES:
-        if place(data, role).stat().st_size != sizes[role].bytes:
-            raise Fault(f"{place(data, role)}: changed since it was checked; remove {checked} to check it again")
-    devkit = read_devkit(place(data, "devkit"), data.expected.classes)
-    tables: dict[Split, Table] = {
-        "train": _train_table(place(data, "train"), devkit, data.expected, threads),
-        "val": _val_table(place(data, "val"), devkit, data.expected),
-    }
-    for split, table in tables.items():
-        table.write(output.parent / f"index_{split}.npz")
-    made = Index(
-        configuration=configuration,
-        code=code_version(),
-        inputs=hashes({"archives": checked}),
-        files=records(output.parent, [f"index_{split}.npz" for split in tables]),
-        wnids=devkit.wnids,
-        names=devkit.names,
-        splits={split: _split_index(place(data, split), table) for split, table in tables.items()},
-    )
-    made.write(output)
-    return made
-
-
-def _split_index(archive: Path, table: Table) -> SplitIndex:
-    counts = np.bincount(table.label)
-    return SplitIndex(
-        archive=archive.name,
-        archive_bytes=archive.stat().st_size,
-        images=len(table.label),
-        fewest_per_class=int(counts.min()),
-        most_per_class=int(counts.max()),
-    )
 
 
 def read_devkit(path: Path, classes: int) -> Devkit:
@@ -220,46 +152,55 @@ def _content(tar: tarfile.TarFile, held: dict[str, tarfile.TarInfo], name: str, 
     return file.read()
 
 
-def _train_table(path: Path, devkit: Devkit, expected: config.Expected, threads: int) -> Table:
+def listing(data: config.Data) -> Listing:
+    """Every image of the three archives: headers are read, payloads are not. Raises Fault as `index` does."""
+    devkit = read_devkit(place(data, "devkit"), data.expected.classes)
+    tally = Tally()
+    splits: dict[Split, Found] = {
+        "train": _train_images(place(data, "train"), devkit, data.expected, tally),
+        "val": _val_images(place(data, "val"), devkit, data.expected, tally),
+    }
+    return Listing(devkit.wnids, devkit.names, splits, tally)
+
+
+def _train_images(path: Path, devkit: Devkit, expected: config.Expected, tally: Tally) -> Found:
     with _opened(path) as descriptor:
-        outer = list(members(descriptor, str(path)))
+        outer = list(members(descriptor, str(path), tally=tally))
         _require_classes(path, outer, devkit)
         outer.sort(key=lambda member: _base(member.name))
         progress = Progress(f"index of {path.name}", len(outer), unit="classes")
 
-        def walk(member: Member) -> list[Member]:
-            label = f"{path}, {member.name}"
-            images = [
-                Member(_base(m.name), m.offset, m.length)
-                for m in members(descriptor, label, member.offset, member.offset + member.length)
-            ]
-            return sorted(images, key=lambda image: image.name)
+        def walk(member: Member) -> tuple[list[Member], Tally]:
+            own = Tally()
+            inner = members(descriptor, f"{path}, {member.name}", member.offset, member.offset + member.length, own)
+            return sorted(map(_with_base_name, inner), key=lambda image: image.name), own
 
-        with ThreadPoolExecutor(threads) as pool:
-            per_class = []
-            for images in pool.map(walk, outer):
+        per_class = []
+        with ThreadPoolExecutor(_WALKERS) as pool:
+            for images, own in pool.map(walk, outer):
                 per_class.append(images)
+                tally.add(own)
                 progress.advance()
     counts = {wnid: len(images) for wnid, images in zip(devkit.wnids, per_class, strict=True)}
-    _require_counts(path, counts, expected.train_images, expected.train_per_class, "train")
+    require_counts(path, counts, expected, "train")
     found = [image for images in per_class for image in images]
-    _require_unique(path, found)
-    return Table.of(found, [label for label, images in enumerate(per_class) for _ in images])
+    require_unique(path, (image.name for image in found))
+    labels = [label for label, images in enumerate(per_class) for _ in images]
+    return Found(path, path.stat().st_size, found, labels)
 
 
-def _val_table(path: Path, devkit: Devkit, expected: config.Expected) -> Table:
+def _val_images(path: Path, devkit: Devkit, expected: config.Expected, tally: Tally) -> Found:
     with _opened(path) as descriptor:
-        found = [Member(_base(m.name), m.offset, m.length) for m in members(descriptor, str(path))]
+        found = [_with_base_name(member) for member in members(descriptor, str(path), tally=tally)]
     if len(found) != expected.val_images:
-        counts = {"all classes": len(found)}
-        _require_counts(path, counts, expected.val_images, (1, expected.val_images), "val")
-    _require_unique(path, found)
+        everything = expected.model_copy(update={"val_per_class": (1, expected.val_images)})
+        require_counts(path, {"all classes": len(found)}, everything, "val")
+    require_unique(path, (image.name for image in found))
     found.sort(key=lambda member: member.name)
     labels = [_val_label(member.name, path, devkit) for member in found]
-    tally = Counter(labels)
-    per_class = {wnid: tally[label] for label, wnid in enumerate(devkit.wnids)}
-    _require_counts(path, per_class, expected.val_images, expected.val_per_class, "val")
-    return Table.of(found, labels)
+    tally_of = Counter(labels)
+    require_counts(path, {wnid: tally_of[label] for label, wnid in enumerate(devkit.wnids)}, expected, "val")
+    return Found(path, path.stat().st_size, found, labels)
 
 
 def _val_label(name: str, path: Path, devkit: Devkit) -> int:
@@ -286,90 +227,16 @@ def _base(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
+def _with_base_name(member: Member) -> Member:
+    return Member(_base(member.name), member.offset, member.length)
+
+
 def _require_classes(path: Path, outer: list[Member], devkit: Devkit) -> None:
-    _require_unique(path, outer)
+    require_unique(path, (_base(member.name) for member in outer))
     found = {_base(member.name).removesuffix(".tar") for member in outer}
     missing, other = sorted(set(devkit.wnids) - found), sorted(found - set(devkit.wnids))
     if missing or other:
         raise Fault(
             f"{path}: found {len(found)} class archives, data.expected.classes is {len(devkit.wnids)}; "
-            f"missing: {_few(missing)}; not classes of the devkit: {_few(other)}; copy or download it again"
+            f"missing: {few(missing)}; not classes of the devkit: {few(other)}; copy or download it again"
         )
-
-
-def _require_counts(path: Path, counts: dict[str, int], images: int, per_class: tuple[int, int], split: Split) -> None:
-    total, (fewest, most) = sum(counts.values()), per_class
-    odd = [f"{wnid} ({count})" for wnid, count in counts.items() if not fewest <= count <= most]
-    if total == images and not odd:
-        return
-    raise Fault(
-        f"{path}: found {total} images, data.expected.{split}_images is {images}; classes outside "
-        f"data.expected.{split}_per_class ({fewest} to {most}): {_few(odd)}; the archive was cut or is another one: "
-        "copy or download it again"
-    )
-
-
-def _require_unique(path: Path, found: Iterable[Member]) -> None:
-    repeated = [name for name, count in Counter(_base(member.name) for member in found).items() if count > 1]
-    if repeated:
-        raise Fault(f"{path}: the member names {_few(repeated)} occur more than once; expected each once")
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) or "none"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
-
-
-# --- reading --------------------------------------------------------------------------------------------------------
-
-
-class ImageReader:
-    """Bytes of image i of a split, read by offset from inside its archive.
-
-    `labels` int64 (N,), `names` list of N member names, `wnids` and `class_names` of the classes. Safe under threads
-    and fork (pread keeps no position); pickled by its arguments for spawn.
-    """
-
-    def __init__(self, index: Path, split: Split, archives: config.Archives) -> None:
-        """`index`: index.json. `archives`: the configuration's data.archives. Raises Fault if either does not fit."""
-        self._arguments = (index, split, archives)
-        held = Index.read(index)
-        file = f"index_{split}.npz"
-        check_file(index.parent / file, held.files[file])
-        self._table = Table.read(index.parent / file)
-        self.wnids, self.class_names = held.wnids, held.names
-        self.labels = self._table.label.astype(np.int64)
-        self.names = [name.decode() for name in self._table.name]
-        self.path = Path(getattr(archives, split))
-        if not self.path.is_file():
-            raise Fault(f"{self.path} (data.archives.{split}): missing; put it back or set the key to where it is")
-        size = self.path.stat().st_size
-        if size != held.splits[split].archive_bytes:
-            raise Fault(
-                f"{self.path} (data.archives.{split}): {size} bytes, it was indexed with "
-                f"{held.splits[split].archive_bytes}; remove {index} to index it again"
-            )
-        self._descriptor = os.open(self.path, os.O_RDONLY)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read(self, row: int) -> bytes:
-        """The file's bytes. Raises Fault when the archive ends before them."""
-        length = int(self._table.length[row])
-        content = os.pread(self._descriptor, length, int(self._table.offset[row]))
-        if len(content) != length:
-            raise Fault(f"{self.path}: {self.names[row]}: {len(content)} of {length} bytes; the archive was cut meanwhile")
-        return content
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            self.close()
-
-    def __reduce__(self) -> tuple[type[ImageReader], tuple[Path, Split, config.Archives]]:
-        return ImageReader, self._arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -15,9 +16,11 @@ from torch import Tensor
 from drifting_core import config
 from drifting_core.artifacts import LatentContract, LatentShard, hashes, records
 from drifting_core.data import draws
-from drifting_core.data.archives import ImageReader
 from drifting_core.data.images import BrokenImage, centre_crop_of, in_order, transforms
-from drifting_core.data.latents import Split, require_few_rejects, write_shard
+from drifting_core.data.index import ImageReader
+from drifting_core.data.journal import Journal
+from drifting_core.data.latents import require_few_rejects, write_shard
+from drifting_core.data.listing import Split
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
 from drifting_core.provenance import code_version
@@ -50,70 +53,113 @@ def contract_of(data: config.Data, tokenizer_sha256: str, scaling_factor: float)
     )
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Which rows of the index a shard holds: [first, last), in blocks of a chunk of the store."""
+
+    split: Split
+    number: int
+    of: int
+    first: int
+    last: int
+
+    @classmethod
+    def of_split(cls, latents: config.Latents, split: Split, number: int, images: int) -> Shard:
+        """Rows are cut evenly and in order over the shards. Raises Fault for a shard that does not exist."""
+        shards = latents.shards_train if split == "train" else latents.shards_val
+        if not 0 <= number < shards:
+            raise Fault(f"--shard {number}: data.latents.shards_{split} is {shards}")
+        return cls(split, number, shards, images * number // shards, images * (number + 1) // shards)
+
+
 def encode_shard(
     data: config.Data,
     split: Split,
-    shard: int,
+    number: int,
     index: Path,
     tokenizer: Encoder,
     tokenizer_manifest: Path,
     output: Path,
     configuration: str,
     threads: int = 1,
+    exact: Encoder | None = None,
 ) -> LatentShard:
-    """Encode rows of `split` that belong to `shard` and write `output` (JSON) with its HDF5 file beside it.
+    """Encode one shard of `split` and write `output` (JSON) with its HDF5 file beside it.
 
-    Rows are cut evenly and in order over the shards. Unreadable images are listed and left out. Raises Fault when there
-    are more of those than data.max_rejects, or when a latent is not finite.
+    Each finished chunk is kept in a journal, so that a job that is killed at any moment loses at most one; the HDF5 file is
+    written once, at the end. Unreadable images are listed and left out. `exact`: the same tokenizer in float32, where
+    data.latents.precision is another; the first batch is compared with it.
+
+    Raises Fault when more images are unreadable than data.max_rejects (and names them all), when a latent is not finite,
+    when the precision is too coarse, or when the disk is full.
     """
-    shards = data.latents.shards_train if split == "train" else data.latents.shards_val
-    if not 0 <= shard < shards:
-        raise Fault(f"--shard {shard}: data.latents.shards_{split} is {shards}")
     reader = ImageReader(index, split, data.archives)
-    first, last = len(reader) * shard // shards, len(reader) * (shard + 1) // shards
-    rows, rejects, blocks = [], list[str](), []
-    progress = Progress(f"encode {split} {shard}", last - first, unit="images")
-    for held, crops, rejected in _chunks(reader, range(first, last), data, threads):
-        rejects += rejected
+    shard = Shard.of_split(data.latents, split, number, len(reader))
+    inputs = hashes({"index": index, "tokenizer": tokenizer_manifest})
+    precision_error = _precision_error(reader, shard, data, tokenizer, exact) if exact else None
+    work = {"configuration": configuration, "inputs": inputs, "split": split, "shard": number}
+    with Journal(output.with_name(f".{output.stem}.journal"), work) as journal:
+        _encode_the_rest(journal, reader, shard, data, tokenizer, threads)
+        rejects = [name for record in journal.records() for name in record.description["rejects"]]
         require_few_rejects(rejects, data.max_rejects)
-        if held:
-            blocks.append(encode_rows(crops, held, split, data.latents, tokenizer, reader.names))
-        rows += held
-        progress.advance(len(held) + len(rejected), f"{len(rejects)} rejects" if rejects else "")
-    if not rows:
-        raise Fault(f"{output}: no readable image in rows {first} to {last - 1}; fewer shards, or other archives")
-    contract, file = contract_of(data, tokenizer.sha256, tokenizer.scaling_factor), output.with_suffix(".h5")
-    latents = np.concatenate(blocks)
-    write_shard(file, latents, reader.labels[rows], [reader.names[row] for row in rows], contract, data.latents.chunk_rows)
-    made = LatentShard(
-        configuration=configuration,
-        code=code_version(),
-        inputs=hashes({"index": index, "tokenizer": tokenizer_manifest}),
-        files=records(output.parent, [file.name]),
-        split=split,
-        shard=shard,
-        shards=shards,
-        rows=len(rows),
-        shape=list(latents.shape[2:]),
-        rejects=rejects,
-        contract=contract,
-    )
-    made.write(output)
+        rows = [row for record in journal.records() for row in record.description["rows"]]
+        if not rows:
+            raise Fault(
+                f"{output}: no readable image in rows {shard.first} to {shard.last - 1}; fewer shards, or other images"
+            )
+        contract, file = contract_of(data, tokenizer.sha256, tokenizer.scaling_factor), output.with_suffix(".h5")
+        shape = tuple(next(journal.records()).description["shape"])
+        blocks = (record.array(contract.dtype, (-1, len(contract.views), *shape)) for record in journal.records())
+        names = [reader.names[row] for row in rows]
+        write_shard(file, blocks, reader.labels[rows], names, contract, data.latents.chunk_rows)
+        made = LatentShard(
+            configuration=configuration,
+            code=code_version(),
+            inputs=inputs,
+            files=records(output.parent, [file.name]),
+            split=split,
+            shard=number,
+            shards=shard.of,
+            rows=len(rows),
+            shape=list(shape),
+            rejects=rejects,
+            precision_error=precision_error,
+            contract=contract,
+        )
+        made.write(output)
+        journal.remove()
     return made
 
 
-def _chunks(
+def _encode_the_rest(
+    journal: Journal, reader: ImageReader, shard: Shard, data: config.Data, tokenizer: Encoder, threads: int
+) -> None:
+    """Encode the blocks that the journal does not hold yet."""
+    step = data.latents.chunk_rows
+    first = min(shard.first + len(journal) * step, shard.last)
+    if len(journal):
+        log.info("going on at image %d of %d", first - shard.first, shard.last - shard.first)
+    progress = Progress(f"encode {shard.split} {shard.number}", shard.last - shard.first, first - shard.first, unit="images")
+    rejected = sum(len(record.description["rejects"]) for record in journal.records())
+    for rows, crops, rejects in _blocks(reader, range(first, shard.last), data, threads):
+        latents = encode_rows(crops, rows, shard.split, data.latents, tokenizer, reader.names)
+        journal.append({"rows": rows, "rejects": rejects, "shape": list(latents.shape[2:])}, latents)
+        rejected += len(rejects)
+        progress.advance(len(rows) + len(rejects), f"{rejected} rejects")
+
+
+def _blocks(
     reader: ImageReader, rows: range, data: config.Data, threads: int
 ) -> Iterator[tuple[list[int], NDArray[np.uint8], list[str]]]:
     """Rows, their crops uint8 (R, 3, S, S) and names of rejected images, per chunk of the store, decoded ahead."""
+    size, step = data.image_size, data.latents.chunk_rows
 
     def crop(row: int) -> NDArray[np.uint8] | BrokenImage:
         try:
-            return centre_crop_of(reader, row, data.image_size)
+            return centre_crop_of(reader, row, size)
         except BrokenImage as broken:
             return broken
 
-    step = data.latents.chunk_rows
     held, crops, rejected = list[int](), list[NDArray[np.uint8]](), list[str]()
     for row, made in in_order(rows, crop, threads, ahead=2 * step):
         if isinstance(made, BrokenImage):
@@ -123,8 +169,30 @@ def _chunks(
             held.append(row)
             crops.append(made)
         if len(held) + len(rejected) == step or row == rows[-1]:
-            yield held, np.stack(crops) if crops else np.empty(0, np.uint8), rejected
+            yield held, np.stack(crops) if crops else np.empty((0, 3, size, size), np.uint8), rejected
             held, crops, rejected = [], [], []
+
+
+def _precision_error(reader: ImageReader, shard: Shard, data: config.Data, tokenizer: Encoder, exact: Encoder) -> float:
+    """Relative RMS error of the posterior's mean over the shard's first batch, against float32.
+
+    Computed anew by a job that goes on, so that the shard's record does not depend on interruptions. Raises Fault beyond
+    data.latents.precision_tolerance.
+    """
+    blocks = _blocks(reader, range(shard.first, shard.last), data, threads=1)
+    crops = next((crops for _, crops, _ in blocks if len(crops)), None)
+    if crops is None:
+        return 0.0  # a shard without a readable image has a fault of its own
+    images = torch.from_numpy(crops[: data.latents.compute_batch])
+    (found, _), (expected, _) = tokenizer.encode_moments(images), exact.encode_moments(images)
+    error = float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    log.info("tokenizer in %s: relative error %.2g of the first batch, against float32", data.latents.precision, error)
+    if not error <= data.latents.precision_tolerance:  # false for NaN
+        raise Fault(
+            f"data.latents.precision: {data.latents.precision} gives latents with a relative error of {error:.3g}, "
+            f"data.latents.precision_tolerance is {data.latents.precision_tolerance}; set precision to float32"
+        )
+    return error
 
 
 def encode_rows(

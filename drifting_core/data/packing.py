@@ -1,6 +1,7 @@
-"""The embedded photos as archives in the shape of ILSVRC2012's: from here on nothing knows that it is a demo.
+"""Small data sets as archives in the shape of ILSVRC2012's: from here on nothing knows where they came from.
 
-Bytes depend on the photos and on Pillow's JPEG encoder only: every time stamp is 0.
+The embedded photos become JPEGs; CIFAR-10's images stay as they are, in PPM files. Bytes depend on the images and on
+Pillow's JPEG encoder only: every time stamp is 0.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import gzip
 import io
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drifting_core import config
-from drifting_core.artifacts import FileRecord, PackedPhotos, publish
+from drifting_core.artifacts import FileRecord, PackedImages, hashes, publish
+from drifting_core.data import cifar
+from drifting_core.data.archives import check_one
+from drifting_core.data.listing import Split
 from drifting_core.data.photos import NAMES, PER_CLASS, SOURCE, WNIDS, photos
 from drifting_core.faults import Fault
 from drifting_core.provenance import code_version
@@ -32,33 +37,36 @@ _ABOVE = {
 }
 
 
-def pack(data: config.Data, output: Path, configuration: str) -> PackedPhotos:
+def pack(data: config.Data, output: Path, configuration: str) -> PackedImages:
     """Write the training, validation and devkit archives where `data.archives` says, then `output`, which lists them.
 
-    Each class gets its first photos, as many as `data.expected` names. Raises Fault when there are not as many, when the
-    embedded photos cannot be read, or when the disk is full.
+    Each class gets its first images, as many as `data.expected` names. Raises Fault when there are not as many, when the
+    images cannot be read, or when the disk is full.
     """
     places = {role: Path(getattr(data.archives, role)) for role in ("train", "val", "devkit")}
-    counts = {"train": max(data.expected.train_per_class), "val": max(data.expected.val_per_class)}
+    counts: dict[Split, int] = {"train": max(data.expected.train_per_class), "val": max(data.expected.val_per_class)}
+    inputs, images, encode = _source(data)
     for split, count in counts.items():
-        if count > PER_CLASS[split]:
-            raise Fault(f"data.expected.{split}_per_class: {count}, the embedded photos have {PER_CLASS[split]} per class")
+        available = images[split].shape[1]
+        if count > available:
+            raise Fault(f"data.expected.{split}_per_class: {count}, {data.pack} has {available} images per class")
     content = {
-        "train": _train_tar(photos("train")[:, : counts["train"]]),
-        "val": _val_tar(photos("val")[:, : counts["val"]]),
+        "train": _train_tar(images["train"][:, : counts["train"]], encode),
+        "val": _val_tar(images["val"][:, : counts["val"]], encode),
         "devkit": _devkit_tar_gz(counts["val"]),
     }
     for role, path in places.items():
         try:
             with publish(path) as scratch:
-                scratch.write_bytes(content[role])
+                scratch.write_bytes(content.pop(role))
         except OSError as error:
             raise Fault(f"data.archives.{role}: {path} cannot be written: {error}") from error
-    made = PackedPhotos(
+    made = PackedImages(
         configuration=configuration,
         code=code_version(),
+        inputs=inputs,
         files={os.path.relpath(path, output.parent): FileRecord.of(path) for path in places.values()},
-        source=SOURCE,
+        source=cifar.SOURCE if data.pack == "cifar10" else SOURCE,
         train_images=len(NAMES) * counts["train"],
         val_images=len(NAMES) * counts["val"],
     )
@@ -66,20 +74,38 @@ def pack(data: config.Data, output: Path, configuration: str) -> PackedPhotos:
     return made
 
 
-def _train_tar(images: NDArray[np.uint8]) -> bytes:
+_Encode = Callable[[NDArray[np.uint8]], bytes]
+
+
+def _source(data: config.Data) -> tuple[dict[str, str], dict[Split, NDArray[np.uint8]], _Encode]:
+    """Hash of what is read, the images of each split (10, N, H, W, 3), and how an image becomes a file."""
+    splits: tuple[Split, ...] = ("train", "val")
+    if data.pack != "cifar10":
+        return {}, {split: photos(split) for split in splits}, jpeg
+    archive = Path(str(data.archives.packed_from))
+    if not archive.is_file():
+        raise Fault(
+            f"{archive} (data.archives.packed_from): missing; for CIFAR-10: cifar-10-binary.tar.gz, 170 MB, MD5 "
+            f"{data.md5.packed_from}, from https://www.cs.toronto.edu/~kriz/cifar.html"
+        )
+    check_one(archive, "packed_from", data)
+    return hashes({"packed_from": archive}), {split: cifar.images_of(archive, split) for split in splits}, ppm
+
+
+def _train_tar(images: NDArray[np.uint8], encode: _Encode) -> bytes:
     """images (10, N, H, W, 3) -> tar of one `<wnid>.tar` per class, each of `<wnid>_<n>.JPEG`, in the wnids' order."""
     classes = []
     for index in sorted(range(len(WNIDS)), key=WNIDS.__getitem__):
         wnid = WNIDS[index]
-        inner = [(f"{wnid}_{n}.JPEG", jpeg(image)) for n, image in enumerate(images[index], start=1)]
+        inner = [(f"{wnid}_{n}.JPEG", encode(image)) for n, image in enumerate(images[index], start=1)]
         classes.append((f"{wnid}.tar", tar_of(inner)))
     return tar_of(classes)
 
 
-def _val_tar(images: NDArray[np.uint8]) -> bytes:
+def _val_tar(images: NDArray[np.uint8], encode: _Encode) -> bytes:
     """images (10, N, H, W, 3) -> flat tar; classes take turns, so that the ground truth file is needed."""
     in_turn = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
-    return tar_of([(f"ILSVRC2012_val_{n:08d}.JPEG", jpeg(image)) for n, image in enumerate(in_turn, start=1)])
+    return tar_of([(f"ILSVRC2012_val_{n:08d}.JPEG", encode(image)) for n, image in enumerate(in_turn, start=1)])
 
 
 def _devkit_tar_gz(val_per_class: int) -> bytes:
@@ -128,6 +154,12 @@ def jpeg(image: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
+
+
+def ppm(image: NDArray[np.uint8]) -> bytes:
+    """The pixels as they are, with a header; decoders go by content, not by the name .JPEG."""
+    height, width, _ = image.shape
+    return f"P6 {width} {height} 255\n".encode() + image.tobytes()
 
 
 def tar_of(files: list[tuple[str, bytes]]) -> bytes:

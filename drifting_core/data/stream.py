@@ -36,6 +36,13 @@ class SampleStream:
         views = draws.integers(draws.key(self.seed, "stream", "view"), self.views, (count,), start=position)
         return rows, views
 
+    def take_part(self, position: int, count: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
+        """What rank `rank` of `world` takes of samples position .. position + count: all parts, joined, are `take`'s."""
+        if not 0 <= rank < world:
+            raise ValueError(f"SampleStream: rank {rank} of {world}")
+        first, last = count * rank // world, count * (rank + 1) // world
+        return self.take(position + first, last - first)
+
     def _permutation(self, epoch: int) -> Tensor:
         if epoch != self._epoch:  # a cache: the permutation is a function of (seed, epoch)
             self._order = draws.permutation(draws.key(self.seed, "stream", "order", epoch), self.length)

@@ -26,8 +26,8 @@ from drifting_core.artifacts import (
 )
 from drifting_core.config import Archives, Contract
 from drifting_core.config import Neighbours as NeighboursSection
-from drifting_core.data.archives import ImageReader
 from drifting_core.data.images import centre_crop_of
+from drifting_core.data.index import ImageReader
 from drifting_core.evaluation.contract import MANIFOLD, make_contract
 from drifting_core.evaluation.evaluate import look_at, open_tokenizer
 from drifting_core.evaluation.networks import load_network

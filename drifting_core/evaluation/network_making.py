@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from drifting_core.artifacts import FeatureNetwork, hashes, publish, records, sha256_file
 from drifting_core.config import Classifier, Data, Network
-from drifting_core.data.archives import ImageReader
 from drifting_core.data.images import centre_crops
+from drifting_core.data.index import ImageReader
 from drifting_core.evaluation.classifier import accuracy, save_classifier, train_classifier
 from drifting_core.evaluation.inception import InceptionV3
 from drifting_core.faults import Fault

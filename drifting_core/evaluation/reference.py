@@ -1,34 +1,49 @@
 """Real images under the feature network: moments of all training images, and caches of single features.
 
-`statistics.npz` (mu, sigma; float64) is what the Fréchet distance compares with; features_train.h5 is searched by the
-neighbour audit; features_val.h5 is the real manifold of precision and recall and the audit's baseline.
+`statistics.npz` (mu, sigma; float64) is what the Fréchet distance compares with: our own, or published ones;
+features_train.h5 is searched by the neighbour audit; features_val.h5 is the real manifold of precision and recall and the
+audit's baseline.
 """
 
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from drifting_core.artifacts import FeatureNetwork, ReferenceStatistics, hashes, publish, records
-from drifting_core.config import Data, Reference
-from drifting_core.data.archives import ImageReader, Split
+from drifting_core.artifacts import (
+    FeatureNetwork,
+    ImportedStatistics,
+    ReferenceStatistics,
+    hashes,
+    publish,
+    records,
+    sha256_file,
+)
+from drifting_core.config import Data, PublishedStatistics, Reference
+from drifting_core.data.hdf5 import Hdf5Writer, publish_hdf5
 from drifting_core.data.images import BrokenImage, centre_crop_of, in_order, transforms
+from drifting_core.data.index import ImageReader
+from drifting_core.data.journal import Journal
+from drifting_core.data.listing import Split
 from drifting_core.evaluation.contract import MANIFOLD, STATISTICS
 from drifting_core.evaluation.networks import Network, load_network
-from drifting_core.evaluation.statistics import Moments, mean_covariance
+from drifting_core.evaluation.statistics import Moments, frechet_distance, mean_covariance
+from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
 from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 
 TRAIN_FEATURES = "features_train.h5"
+_MOMENT_NAMES = (("mu", "sigma"), ("ref_mu", "ref_sigma"))  # pytorch-fid's and ADM's; the release uses the latter
 _CHUNK_ROWS = 256
 
 
@@ -64,7 +79,10 @@ def make_reference(
 
     Raises BrokenImage when more than data.max_rejects images of a split cannot be read.
     """
+    published = read_published(how.statistics) if how.statistics else None  # before the expensive work
     network, record = load_network(network_path, device)
+    inputs = hashes({"index": index, "network": network_path})
+    work = {"configuration": configuration, "inputs": inputs}
     train = ImageReader(index, "train", data.archives)
     val = ImageReader(index, "val", data.archives)
     val_rows = balanced_rows(val.labels, how.precision_recall_images)
@@ -73,16 +91,19 @@ def make_reference(
         return _Pass(reader, split, rows, data, how.compute_batch, network, device, threads)
 
     training = features_of(train, "train", range(len(train)))
-    moments = training.write(manifest.parent / TRAIN_FEATURES, record)
+    own = training.write(manifest.parent / TRAIN_FEATURES, record, work)
     held_out = features_of(val, "val", val_rows.tolist())
-    held_out.write(manifest.parent / MANIFOLD, record)
+    held_out.write(manifest.parent / MANIFOLD, record, work)
+    moments, imported = (own, None) if published is None else (published, _imported(how.statistics, published, own))
     with publish(manifest.parent / STATISTICS) as scratch, scratch.open("wb") as file:
         np.savez(file, mu=moments.mean, sigma=moments.covariance)
     ReferenceStatistics(
         configuration=configuration,
         code=code_version(),
-        inputs=hashes({"index": index, "network": network_path}),
+        inputs=inputs,
         files=records(manifest.parent, [STATISTICS, TRAIN_FEATURES, MANIFOLD]),
+        split=how.statistics.split if how.statistics else "train",
+        imported=imported,
         images=moments.rows,
         dimensions=record.dimensions,
         network_sha256=record.weights_sha256,
@@ -91,6 +112,22 @@ def make_reference(
         precision_recall_images=held_out.done,
         real_accuracy=held_out.right / held_out.done if record.network == "classifier" else None,
     ).write(manifest)
+
+
+class _Batch(NamedTuple):
+    """Up to a batch of (row, crop), the place after its last image in the pass, and all rejects until there."""
+
+    images: list[tuple[int, NDArray[np.uint8]]]
+    seen: int
+    rejects: list[str]
+
+
+class _Features(NamedTuple):
+    """Features (B, D) float32 of a batch, its rows (B,), and how many the network classifies rightly."""
+
+    features: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    right: int
 
 
 class _Pass:
@@ -112,52 +149,79 @@ class _Pass:
         self.done = self.right = 0
         self.rejects: list[str] = []
 
-    def write(self, path: Path, record: FeatureNetwork) -> Moments:
-        """Publish the cache at `path` while the moments add up."""
-        with publish(path) as scratch, h5py.File(scratch, "w") as file:
-            chunk = min(_CHUNK_ROWS, len(self.rows))
-            shape, width = (0, record.dimensions), record.dimensions
-            features = file.create_dataset("features", shape, "f4", maxshape=(None, width), chunks=(chunk, width))
-            labels = file.create_dataset("labels", (0,), "i8", maxshape=(None,), chunks=(len(self.rows),))
-            rows = file.create_dataset("rows", (0,), "i8", maxshape=(None,), chunks=(len(self.rows),))
-            file.attrs["network_sha256"] = record.weights_sha256
+    def write(self, path: Path, record: FeatureNetwork, work: dict[str, Any]) -> Moments:
+        """Publish the cache at `path` while the moments add up, in float64.
 
-            def stored() -> Iterator[NDArray[np.float32]]:
-                for found in self._batches():
-                    end = self.done + len(found.rows)
-                    for dataset, values in zip((features, labels, rows), found, strict=True):
-                        dataset.resize(end, axis=0)
-                        dataset[self.done : end] = values
-                    self.done = end
-                    yield found.features
+        Each finished batch is kept in a journal, so that a job that is killed loses at most one.
+        """
+        with Journal(path.with_name(f".{path.stem}.journal"), {**work, "split": self.split}) as journal:
+            self._fill(journal)
+            self.done = sum(len(found.description["rows"]) for found in journal.records())
+            self.right = sum(found.description["right"] for found in journal.records())
+            with publish_hdf5(path) as writer:
+                moments = self._store(writer, record, journal)
+            journal.remove()
+        return moments
 
-            return mean_covariance(stored())
+    def _fill(self, journal: Journal) -> None:
+        """Compute the batches that the journal does not hold yet."""
+        seen = 0
+        for found in journal.records():
+            seen = found.description["seen"]
+            self.rejects = found.description["rejects"]
+        if seen:
+            log.info("going on at image %d of %d", seen, len(self.rows))
+        for batch in self._batches(seen):
+            features, rows, right = self._features(batch.images)
+            journal.append({"rows": rows.tolist(), "right": right, "seen": batch.seen, "rejects": batch.rejects}, features)
 
-    def _batches(self) -> Iterator[Cache]:
-        progress = Progress(f"features of {self.split} images", len(self.rows), unit="images")
+    def _store(self, writer: Hdf5Writer, record: FeatureNetwork, journal: Journal) -> Moments:
+        rows = np.array([row for found in journal.records() for row in found.description["rows"]], np.int64)
+        shape = (self.done, record.dimensions)
+        chunk = (min(_CHUNK_ROWS, self.done), record.dimensions)
+        features = writer.file.create_dataset("features", shape, "f4", chunks=chunk, fletcher32=True)
+        for name, values in (("labels", self.reader.labels[rows]), ("rows", rows)):
+            writer.file.create_dataset(name, data=values, fletcher32=True)
+        writer.file.attrs["network_sha256"] = record.weights_sha256
+
+        def stored() -> Iterator[NDArray[np.float32]]:
+            at = 0
+            for found in journal.records():
+                block = found.array("float32", (-1, record.dimensions))
+                features[at : at + len(block)] = block
+                writer.check()
+                at += len(block)
+                yield block
+
+        return mean_covariance(stored())
+
+    def _batches(self, seen: int) -> Iterator[_Batch]:
+        """Crops of the images from place `seen` on, in full batches (the last may be smaller)."""
+        progress = Progress(f"features of {self.split} images", len(self.rows), seen, unit="images")
         waiting: list[tuple[int, NDArray[np.uint8]]] = []
-        for row, crop in in_order(self.rows, self._crop, self.threads):
+        for place, (row, crop) in enumerate(in_order(self.rows[seen:], self._crop, self.threads), start=seen + 1):
             progress.advance()
-            if crop is None:
-                continue
-            waiting.append((row, crop))
-            if len(waiting) == self.batch:
-                yield self._features(waiting)
+            if isinstance(crop, BrokenImage):
+                self._reject(crop)
+            else:
+                waiting.append((row, crop))
+            if len(waiting) == self.batch or (waiting and place == len(self.rows)):
+                yield _Batch(waiting, place, list(self.rejects))
                 waiting = []
-        if waiting:
-            yield self._features(waiting)
 
-    def _crop(self, row: int) -> NDArray[np.uint8] | None:
+    def _crop(self, row: int) -> NDArray[np.uint8] | BrokenImage:
         try:
             return centre_crop_of(self.reader, row, self.data.image_size)
         except BrokenImage as broken:
-            self.rejects.append(broken.name)
-            if len(self.rejects) > self.data.max_rejects:
-                raise
-            log.warning("left out: %s", broken)
-            return None
+            return broken
 
-    def _features(self, found: list[tuple[int, NDArray[np.uint8]]]) -> Cache:
+    def _reject(self, broken: BrokenImage) -> None:
+        self.rejects.append(broken.name)
+        if len(self.rejects) > self.data.max_rejects:
+            raise broken
+        log.warning("left out: %s", broken)
+
+    def _features(self, found: list[tuple[int, NDArray[np.uint8]]]) -> _Features:
         """Features of up to a batch; fewer are padded to one, so that every image is computed in the same shape."""
         rows = np.array([row for row, _ in found])
         labels = self.reader.labels[rows]
@@ -165,8 +229,45 @@ class _Pass:
         padding = images[:1].expand(self.batch - len(images), -1, -1, -1)
         with torch.inference_mode():
             output = self.network(torch.cat([images, padding]).to(self.device))
-        self.right += int((output.logits[: len(rows)].argmax(1).cpu().numpy() == labels).sum())
-        return Cache(output.features[: len(rows)].float().cpu().numpy(), labels, rows)
+        right = int((output.logits[: len(rows)].argmax(1).cpu().numpy() == labels).sum())
+        return _Features(output.features[: len(rows)].float().cpu().numpy(), rows, right)
+
+
+def read_published(how: PublishedStatistics) -> Moments:
+    """Moments from an npz, float64. Raises Fault when it is another file, or does not hold what it should."""
+    path, key = Path(how.path), "evaluation.reference.statistics"
+    if not path.is_file():
+        raise Fault(f"{key}.path: {path} is missing; put the file there, or set the key to where it is")
+    found = sha256_file(path)
+    if found != how.sha256:
+        raise Fault(f"{key}.sha256: {how.sha256}, but {path} has {found}; it is another file, or set the key to that")
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            names = next((pair for pair in _MOMENT_NAMES if set(pair) <= set(held.files)), None)
+            if names is None:
+                raise Fault(f"{path}: holds {held.files}, expected mu and sigma, or ref_mu and ref_sigma")
+            mean, covariance = (np.asarray(held[name], np.float64) for name in names)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise Fault(f"{path}: no npz of numbers: {error}") from error
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise Fault(f"{path}: {names[0]} is {mean.shape} and {names[1]} {covariance.shape}, expected (D,) and (D, D)")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise Fault(f"{path}: holds numbers that are not finite")
+    return Moments(mean, covariance, how.images)
+
+
+def _imported(how: PublishedStatistics | None, published: Moments, own: Moments) -> ImportedStatistics:
+    """What was imported, and how near our own images and network come to it. Raises Fault on unlike sizes."""
+    assert how is not None
+    if published.mean.shape != own.mean.shape:
+        raise Fault(
+            f"{how.path}: statistics of {len(published.mean)} features, evaluation.network has {len(own.mean)}; they are of "
+            "another feature network"
+        )
+    distance = frechet_distance(*own[:2], *published[:2]) if how.split == "train" else None
+    if distance is not None:
+        log.info("Fréchet distance of our own statistics of the training images to %s: %.4g", how.path, distance)
+    return ImportedStatistics(name=Path(how.path).name, sha256=how.sha256, own_images=own.rows, distance_to_own=distance)
 
 
 def read_statistics(manifest: Path) -> tuple[ReferenceStatistics, Moments]:

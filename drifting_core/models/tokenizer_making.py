@@ -15,8 +15,8 @@ from torch import Tensor
 from drifting_core import config
 from drifting_core.artifacts import TokenizerManifest, hashes, publish, records
 from drifting_core.data import draws
-from drifting_core.data.archives import ImageReader
 from drifting_core.data.images import centre_crops
+from drifting_core.data.index import ImageReader
 from drifting_core.faults import Fault
 from drifting_core.fetching import fetched_folder
 from drifting_core.jobs import Progress

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from drifting_core import config
 from drifting_core.data import draws
-from drifting_core.data.archives import ImageReader
 from drifting_core.data.images import CROP_UNIFORMS, decode_rgb, in_order, pixels, random_resized_crop
+from drifting_core.data.index import ImageReader
 from drifting_core.models.tokenizer import Tokenizer
 
 

@@ -92,7 +92,8 @@ class DriftTraining:
 
     def _gather(self, codes: Tensor) -> Tensor:
         flat = codes.flatten()
-        return self.store.gather(flat // self.store.views, flat % self.store.views).to(self.device)
+        found = self.store.gather_stored(flat // self.store.views, flat % self.store.views)
+        return found.to(self.device).to(torch.float32)
 
     def batch(self, step: int) -> Batch:
         """Everything that update number `step` sees, as a function of (seed, step) and the bank."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from drifting_core.artifacts import EncoderTrained, LatentVerification, hashes, publish_text
-from drifting_core.data.latents import LatentStore
+from drifting_core.data.latents import LatentStore, Residency
 from drifting_core.devices import device
 from drifting_core.faults import Fault
 from drifting_core.jobs import StopRequest
@@ -19,6 +21,8 @@ from drifting_core.training import generator as drifting
 from drifting_core.training import mae
 from drifting_core.training.loop import MetricsFile, train
 from drifting_core.training.state import StateFolder
+
+log = logging.getLogger(__name__)
 
 
 def train_encoder(
@@ -35,8 +39,8 @@ def train_encoder(
 ) -> None:
     """Bring the latent-MAE to its last step; `output` then stands for its final state."""
     encoder = parts["encoder"]
-    store = _verified_store(latents, verification)
     on = device(encoder.resources.gpus, threads)
+    store = _verified_store(latents, verification, parts["data"].latents.residency, on)
     source: mae.Source = mae.StoredLatents(store)
     if encoder.augmentation == "online":
         from drifting_core.training.crops import OnlineCrops  # brings the tokenizer's library, which takes seconds
@@ -100,10 +104,10 @@ def train_generator(
 ) -> None:
     """Bring the generator to `until` steps and export its EMA weights."""
     training = parts["training"]
-    store = _verified_store(latents, verification)
+    on = device(training.resources.gpus, threads)
+    store = _verified_store(latents, verification, parts["data"].latents.residency, on)
     network, export = load_encoder(encoder)
     store.require_contract(export.latents, f"the encoder {encoder}")
-    on = device(training.resources.gpus, threads)
     trainee = drifting.DriftTraining(parts["generator"], parts["objective"], training, store, network, on)
     run = output.parent.parent.parent
     _write_snapshot(run)
@@ -124,12 +128,14 @@ def train_generator(
     )
 
 
-def _verified_store(latents: Path, verification: Path) -> LatentStore:
+def _verified_store(latents: Path, verification: Path, residency: Residency, on: torch.device) -> LatentStore:
     """The training latents, if the verification is of these very ones. Raises Fault."""
     checked = LatentVerification.read(verification)
     if checked.inputs.get("latents") != hashes({"latents": latents})["latents"]:
         raise Fault(f"{verification}: verifies other latents than {latents}; make the verification again")
-    return LatentStore(latents)
+    for left in checked.not_looked_at:
+        log.warning("%s: %s verification did not look at %s", verification, checked.scope, left)
+    return LatentStore(latents, residency, on)
 
 
 def _write_snapshot(folder: Path) -> None:

@@ -40,7 +40,7 @@ def random_store(config: settings.Configuration, folder: Path) -> LatentStore:
         tokenizer_sha256="0", scaling_factor=1.0, posterior="sample", views=["image", "mirror"], dtype="float16",
         precision="float32", pre_encode_transforms=[],
     )  # fmt: skip
-    write_shard(folder / "shard_0.h5", latents, labels, [str(i) for i in range(len(labels))], contract, 16)
+    write_shard(folder / "shard_0.h5", [latents], labels, [str(i) for i in range(len(labels))], contract, 16)
     LatentManifest(
         configuration="0", code="0", files=records(folder, ["shard_0.h5"]), split="train", rows=len(labels),
         shape=list(shape), num_classes=classes, shards=["shard_0.h5"], shard_rows=[len(labels)], rejects=[],

@@ -20,7 +20,8 @@ import scipy.io
 
 from drifting_core import config
 from drifting_core.artifacts import Archives, Index
-from drifting_core.data import archives, packing, photos, tars
+from drifting_core.data import index as images_index
+from drifting_core.data import packing, photos, tars
 from drifting_core.data.images import decode_rgb
 from drifting_core.faults import Fault
 
@@ -52,8 +53,8 @@ def pack(data: config.Data, tmp_path: Path) -> Path:
 
 
 def indexed(data: config.Data, tmp_path: Path) -> Path:
-    archives.check(data, tmp_path / "archives.json", HASH)
-    archives.index(data, tmp_path / "archives.json", tmp_path / "index.json", HASH, threads=2)
+    images_index.check(data, tmp_path / "archives.json", HASH)
+    images_index.index(data, tmp_path / "archives.json", tmp_path / "index.json", HASH)
     return tmp_path / "index.json"
 
 
@@ -96,7 +97,7 @@ def test_missing_archives_are_all_listed_in_one_message(data: config.Data, tmp_p
     (tmp_path / "train.tar").unlink()
     (tmp_path / "devkit.tar.gz").unlink()
     with pytest.raises(Fault) as caught:
-        archives.check(data, tmp_path / "archives.json", HASH)
+        images_index.check(data, tmp_path / "archives.json", HASH)
     message = str(caught.value)
     for part in ("2 of the 3", "train.tar", "data.archives.train", "138 GB", "1d675b47d978889d74fa0da5fadfb00e",
                  "data.archives.devkit", "2.5 MB", "fa75699e90414af021442c21a62c3abf", "image-net.org"):  # fmt: skip
@@ -113,7 +114,7 @@ def test_md5_outcomes(data: config.Data, tmp_path: Path, md5: str | None, read: 
     right = hashlib.md5((tmp_path / "val.tar").read_bytes()).hexdigest()
     value = {"right": right, "wrong": "0" * 32, None: None}[md5]
     changed = data.model_copy(update={"check_md5": read, "md5": config.Checksums(val=value)})
-    archives.check(changed, tmp_path / "archives.json", HASH, tmp_path / "packed.json")
+    images_index.check(changed, tmp_path / "archives.json", HASH, tmp_path / "packed.json")
     found = Archives.read(tmp_path / "archives.json").archives["val"]
     assert found.md5_check == outcome
     assert found.md5 == (right if read else None)
@@ -124,7 +125,7 @@ def test_a_wrong_md5_names_archive_key_found_and_expected(data: config.Data, tmp
     found = hashlib.md5((tmp_path / "val.tar").read_bytes()).hexdigest()
     with pytest.raises(Fault, match=rf"val.tar \(data.archives.val\): MD5 {found}.*data.md5.val says {'1' * 32}"):
         changed = data.model_copy(update={"md5": config.Checksums(val="1" * 32)})
-        archives.check(changed, tmp_path / "archives.json", HASH)
+        images_index.check(changed, tmp_path / "archives.json", HASH)
 
 
 # --- index ----------------------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def test_every_image_is_found_with_its_class_and_its_bytes(
     wnids = Index.read(index).wnids
     assert wnids == sorted(photos.WNIDS)
     for split, count in (("train", PER_CLASS), ("val", VAL_PER_CLASS)):
-        reader = archives.ImageReader(index, split, data.archives)  # type: ignore[arg-type]
+        reader = images_index.ImageReader(index, split, data.archives)  # type: ignore[arg-type]
         assert len(reader) == 10 * count
         assert np.bincount(reader.labels).tolist() == [count] * 10
         for row in range(len(reader)):
@@ -152,12 +153,12 @@ def test_every_image_is_found_with_its_class_and_its_bytes(
 
 def test_indexing_twice_gives_the_same_bytes(data: config.Data, tmp_path: Path) -> None:
     pack(data, tmp_path)
-    names = ("index.json", "index_train.npz", "index_val.npz", "archives.json")
+    names = ("index.json", "index.npz", "archives.json")
     indexed(data, tmp_path)
     first = {name: (tmp_path / name).read_bytes() for name in names}
     indexed(data, tmp_path)
     assert first == {name: (tmp_path / name).read_bytes() for name in names}
-    with zipfile.ZipFile(tmp_path / "index_train.npz") as held:
+    with zipfile.ZipFile(tmp_path / "index.npz") as held:
         assert {entry.date_time for entry in held.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
@@ -171,9 +172,9 @@ def test_only_headers_are_read(data: config.Data, tmp_path: Path, monkeypatch: p
         return pread(descriptor, length, offset)
 
     pread = os.pread
-    archives.check(data, tmp_path / "archives.json", HASH)
+    images_index.check(data, tmp_path / "archives.json", HASH)
     monkeypatch.setattr(os, "pread", counting)
-    archives.index(data, tmp_path / "archives.json", tmp_path / "index.json", HASH)
+    images_index.index(data, tmp_path / "archives.json", tmp_path / "index.json", HASH)
     members = 10 * (PER_CLASS + VAL_PER_CLASS) + 10
     assert read <= 512 * (members + 12)  # and one end mark per archive
 
@@ -276,9 +277,9 @@ def test_an_archive_that_changed_after_its_check(data: config.Data, tmp_path: Pa
     with (tmp_path / "val.tar").open("ab") as file:
         file.write(bytes(512))
     with pytest.raises(Fault, match="changed since it was checked"):
-        archives.index(data, tmp_path / "archives.json", tmp_path / "index.json", HASH)
+        images_index.index(data, tmp_path / "archives.json", tmp_path / "index.json", HASH)
     with pytest.raises(Fault, match="it was indexed with"):
-        archives.ImageReader(tmp_path / "index.json", "val", data.archives)
+        images_index.ImageReader(tmp_path / "index.json", "val", data.archives)
 
 
 # --- tar headers ----------------------------------------------------------------------------------------------------
@@ -321,14 +322,14 @@ def test_sizes_beyond_eight_gigabytes_are_read(tmp_path: Path) -> None:
 # --- reading under processes -------------------------------------------------------------------------------------------
 
 
-def _read_all(reader: archives.ImageReader) -> list[str]:
+def _read_all(reader: images_index.ImageReader) -> list[str]:
     return [hashlib.sha256(reader.read(row)).hexdigest() for row in range(len(reader))]
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_reader_works_in_another_process(data: config.Data, tmp_path: Path, method: str) -> None:
     pack(data, tmp_path)
-    reader = archives.ImageReader(indexed(data, tmp_path), "val", data.archives)
+    reader = images_index.ImageReader(indexed(data, tmp_path), "val", data.archives)
     if method == "spawn":  # made anew from its arguments, as spawn does, without the seconds of a new interpreter
         assert _read_all(copy.copy(reader)) == _read_all(reader)
     else:

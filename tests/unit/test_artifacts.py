@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from drifting_core.artifacts import Artifact, PackedPhotos, check_file, publish, records
+from drifting_core.artifacts import Artifact, PackedImages, check_file, publish, records
 from drifting_core.faults import Fault
 
 
-def photos(**fields: object) -> PackedPhotos:
-    return PackedPhotos(configuration="c", code="1", source="s", train_images=1, val_images=1, **fields)  # type: ignore[arg-type]
+def photos(**fields: object) -> PackedImages:
+    return PackedImages(configuration="c", code="1", source="s", train_images=1, val_images=1, **fields)  # type: ignore[arg-type]
 
 
 def test_a_failed_writer_leaves_the_older_file(tmp_path: Path) -> None:
@@ -85,13 +85,13 @@ def test_a_changed_file_is_named(tmp_path: Path, damage: str) -> None:
 def test_reading_another_kind_or_nothing_is_one_clear_message(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with pytest.raises(Fault, match="missing"):
-        PackedPhotos.read(path)
+        PackedImages.read(path)
     path.write_text("{}")
-    with pytest.raises(Fault, match="not a PackedPhotos"):
-        PackedPhotos.read(path)
+    with pytest.raises(Fault, match="not a PackedImages"):
+        PackedImages.read(path)
     path.write_text("{")
-    with pytest.raises(Fault, match="not a PackedPhotos"):
-        PackedPhotos.read(path)
+    with pytest.raises(Fault, match="not a PackedImages"):
+        PackedImages.read(path)
 
 
 def test_every_artifact_records_configuration_code_and_inputs() -> None:

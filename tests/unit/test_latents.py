@@ -18,7 +18,8 @@ from torch import Tensor
 
 from drifting_core import config
 from drifting_core.artifacts import FileRecord, LatentManifest, LatentShard, LatentVerification
-from drifting_core.data import archives, encoding, latents, packing
+from drifting_core.data import encoding, latents, packing, verifying
+from drifting_core.data import index as images_index
 from drifting_core.faults import Fault
 
 HASH = "0" * 64
@@ -48,8 +49,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
     data = section(folder)
     packing.pack(data, folder / "packed.json", HASH)
-    archives.check(data, folder / "archives.json", HASH)
-    archives.index(data, folder / "archives.json", folder / "index.json", HASH)
+    images_index.check(data, folder / "archives.json", HASH)
+    images_index.index(data, folder / "archives.json", folder / "index.json", HASH)
     return folder
 
 
@@ -82,7 +83,7 @@ def encode(data: config.Data, packed: Path, folder: Path, split: Any = "train", 
 
 
 def verify(data: config.Data, packed: Path, manifest: Path) -> LatentVerification:
-    return latents.verify(data, packed / "index.json", manifest, manifest.parent / "verify.json", HASH)
+    return verifying.verify(data, packed / "index.json", manifest, manifest.parent / "verify.json", HASH)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def own(packed: Path, tmp_path: Path) -> Path:
 def test_rows_are_scaled_latents_of_the_photo_and_its_mirror(packed: Path, stored: Path) -> None:
     data = section(packed, latents={"posterior": "mean"})
     store = latents.LatentStore(encode(data, packed, stored.parent / "mean"))
-    reader = archives.ImageReader(packed / "index.json", "train", data.archives)
+    reader = images_index.ImageReader(packed / "index.json", "train", data.archives)
     assert store.ids == reader.names
     assert torch.equal(store.labels, torch.from_numpy(reader.labels))
     rows = torch.arange(len(store))
@@ -260,7 +261,7 @@ def _rewrite(manifest: Path, change: Callable[[dict[str, Any]], None]) -> None:
     with h5py.File(path) as file:
         content = {"latents": file["latents"][:], "labels": file["labels"][:], "ids": [x.decode() for x in file["ids"][:]]}
     change(content)
-    latents.write_shard(path, content["latents"], content["labels"], content["ids"], held.contract, 8)
+    latents.write_shard(path, [content["latents"]], content["labels"], content["ids"], held.contract, 8)
     held.files["shard_0.h5"] = FileRecord.of(path)
     held.write(manifest)
 
@@ -292,7 +293,7 @@ def test_another_histogram_than_expected_is_found(packed: Path, stored: Path, tm
     data = section(packed)
     data = data.model_copy(update={"expected": data.expected.model_copy(update={"train_per_class": (6, 6)})})
     with pytest.raises(Fault, match="classes have 5 to 5 rows; data.expected.train_per_class is 6 to 6"):
-        latents.verify(data, packed / "index.json", stored, tmp_path / "verify.json", HASH)
+        verifying.verify(data, packed / "index.json", stored, tmp_path / "verify.json", HASH)
 
 
 # --- faults of encoding ---------------------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ def with_broken_image(packed: Path, tmp_path: Path) -> Path:
     for file in packed.iterdir():
         if file.is_file():
             (folder / file.name).write_bytes(file.read_bytes())
-    table = archives.Table.read(folder / "index_train.npz")
+    table = images_index.Table.read(folder / "index.npz", "train")
     start, length = int(table.offset[7]), int(table.length[7])
     content = bytearray((folder / "train.tar").read_bytes())
     content[start : start + length // 2] = bytes(length // 2)

@@ -28,7 +28,7 @@ def write_store(folder: Path) -> LatentStore:
     rng = np.random.default_rng(0)
     latents = rng.normal(size=(60, 2, 4, 16, 16)).astype(np.float16)
     labels = np.arange(60) % 10
-    write_shard(folder / "shard_0.h5", latents, labels, [f"i{i}" for i in range(60)], CONTRACT, 16)
+    write_shard(folder / "shard_0.h5", [latents], labels, [f"i{i}" for i in range(60)], CONTRACT, 16)
     LatentManifest(
         configuration="c", code="1", files=records(folder, ["shard_0.h5"]), split="train", rows=60, shape=[4, 16, 16],
         num_classes=10, shards=["shard_0.h5"], shard_rows=[60], rejects=[], contract=CONTRACT,

@@ -45,7 +45,7 @@ def test_every_json_validates_and_records_where_it_comes_from(walk: Walk) -> Non
         found.add(values["kind"])
         assert values["configuration"], path
         assert values["code"].startswith("0."), path
-        assert values["inputs"] or values["kind"] in ("packed_photos", "archives", "run", "state"), path
+        assert values["inputs"] or values["kind"] in ("packed_images", "archives", "run", "state"), path
     # What this walk does not make: downloads, and the experiment of `make toy`.
     assert found == set(models) - {"fetched", "toy_experiment"}
 

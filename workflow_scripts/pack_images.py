@@ -1,9 +1,10 @@
-"""Pack the embedded photos into ILSVRC-shaped archives (training tar of tars, validation tar, devkit tar.gz).
+"""Pack the embedded photos, or CIFAR-10, into ILSVRC-shaped archives (training tar of tars, validation tar, devkit tar.gz).
 
-Reads nothing but the package. Writes the three archives where data.archives says, and the output, which lists them.
+Reads nothing but the package, or data.archives.packed_from. Writes the three archives where data.archives says, and the
+output, which lists them.
 
 Example:
-  python workflow_scripts/pack_photos.py --config "$SLICE" --operations "$OPERATIONS" \\
+  python workflow_scripts/pack_images.py --config "$SLICE" --operations "$OPERATIONS" \\
       --output results/archives/photos/packed.json
 """
 

@@ -1,0 +1,237 @@
+"""Numbers and what is made of them: evaluations, tables, recommendation, audit, bundle, the toy. Light."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from drifting_core.artifacts.publishing import Artifact, Sha256
+
+
+class Samples(Artifact):
+    """Generated latents: functions of (export, alpha, seed, index)."""
+
+    kind: Literal["samples"] = "samples"
+    step: int
+    alpha: float
+    seed: int
+    samples: int
+    classes: int
+    compute_batch: int
+    label_plan: Literal["balanced"] = "balanced"
+    stored: Literal["float16"] = "float16"
+    precision: str = "float32"
+    export_sha256: Sha256
+    tokenizer_sha256: Sha256  # the latents are of this tokenizer's space
+
+
+class EvaluationContract(BaseModel):
+    """Everything that a number depends on beside the generator, its step, alpha and seed (decision 9).
+
+    Numbers of unlike contracts never share a table.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    network: str
+    network_sha256: Sha256
+    resize: str
+    uint8: str
+    label_plan: str
+    sampling_batch: int
+    compute_batch: int
+    precision: str
+    tokenizer_sha256: Sha256
+    reference_split: str
+    reference_images: int
+    reference_sha256: Sha256
+    manifold_images: int
+    manifold_sha256: Sha256
+    precision_recall_k: int
+    bootstrap: int
+    samples: int
+    sampling_precision: str = "float32"
+
+    # The published FID weights carry the first digits of their hash in their name; ImageNet has this many training images.
+    fid_weights: ClassVar[str] = "6726825d"
+    fid_images: ClassVar[int] = 1_281_167
+
+    @property
+    def uses_fid_network(self) -> bool:
+        return self.network == "inception" and self.network_sha256.startswith(self.fid_weights)
+
+    @property
+    def distance_name(self) -> str:
+        """FID is a promise about network, weights and reference; everything else is a Fréchet distance."""
+        if not self.uses_fid_network:
+            return "FD"
+        if self.reference_split == "val":
+            return "FID-val"
+        return "FID" if self.reference_images == self.fid_images else "FD"
+
+    @property
+    def score_name(self) -> str:
+        """IS is a promise about network and weights; everything else is a diversity score of some classifier."""
+        return "IS" if self.uses_fid_network else "DS"
+
+
+class Metrics(Artifact):
+    """One evaluation. `distance` and `score` go by the names that the contract gives them."""
+
+    kind: Literal["metrics"] = "metrics"
+    contract: EvaluationContract
+    contract_hash: str
+    distance_name: str
+    score_name: str
+    step: int
+    alpha: float
+    seed: int
+    distance: float
+    distance_error: float
+    distance_residue: float
+    score: float
+    score_std: float
+    precision: float
+    recall: float
+    label_accuracy: float | None
+    within_class_diversity: float
+    sample_std: float
+
+
+class MetricsTable(Artifact):
+    """Evaluations under one contract, a row each."""
+
+    kind: Literal["metrics_table"] = "metrics_table"
+    title: str
+    contract: EvaluationContract
+    contract_hash: str
+    distance_name: str
+    score_name: str
+    rows: list[dict[str, Any]]
+
+
+class Choice(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: int
+    alpha: float
+
+
+class Recommendation(Artifact):
+    """Which export and guidance to report, and everything that is tied with them."""
+
+    kind: Literal["recommendation"] = "recommendation"
+    contract_hash: str
+    rule: str
+    distance_name: str
+    score_name: str
+    best_distance: Choice
+    best_score: Choice
+    tied: list[Choice]  # with the best distance
+    tied_score: list[Choice]  # with the best score
+    recommended: Choice
+    reason: str
+
+
+class NeighbourPair(BaseModel):
+    """A generated image and its nearest training images, nearest first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sample: int
+    label: int
+    percentile: float  # share of held-out photos, in percent, that are nearer to the training set
+    images: list[int]
+    labels: list[int]
+    distances: list[float]
+
+
+class Neighbours(Artifact):
+    """Nearest training images of generated ones, against the baseline of held-out photos."""
+
+    kind: Literal["neighbours"] = "neighbours"
+    space: str
+    network_sha256: Sha256
+    step: int
+    alpha: float
+    seed: int
+    samples: int
+    training_images: int
+    top: int
+    baseline_images: int
+    baseline_percentile_1: float
+    baseline_median: float
+    generated_median: float
+    share_below_percentile_1: float
+    pairs: list[NeighbourPair]
+
+
+class Bundle(Artifact):
+    """The claim bundle: `files` lists everything in its folder but this file and claim_bundle.done.
+
+    `inputs` maps the path below results/ of each artifact that was taken in to its hash.
+    """
+
+    kind: Literal["bundle"] = "bundle"
+    run: str
+    configuration_values: dict[str, Any]
+
+
+class ProvenanceNode(BaseModel):
+    """One artifact of a bundle's provenance.json (a list) and, by role, what it was made from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    artifact: str
+    kind: str | None
+    sha256: Sha256
+    configuration: Sha256 | None
+    code: str | None
+    made_from: dict[str, str]
+
+
+class BundleDone(Artifact):
+    """A bundle is whole: which run, which configuration, where, and the hash of its manifest."""
+
+    kind: Literal["bundle_done"] = "bundle_done"
+    run: str
+    folder: str
+    manifest_sha256: Sha256
+
+
+class ToyRun(BaseModel):
+    """One run of `make toy`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_set: Literal["swiss_roll", "checkerboard"]
+    force: Literal["drift", "attraction_only"]
+    seed: int
+    steps: int
+    smoothed_loss: float  # at the last step: mean of V^2, exponential moving average (0.96 old, 0.04 new)
+    spread: float  # root-mean-square distance of the samples to their mean, as a share of the data's
+    energy_distance: float  # samples to fresh data
+
+
+class ToyCheck(BaseModel):
+    """A median over seeds, and the band that it must lie in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data_set: Literal["swiss_roll", "checkerboard"]
+    force: Literal["drift", "attraction_only"]
+    number: Literal["smoothed_loss", "spread"]
+    median: float
+    low: float
+    high: float
+    compared_with: str
+    inside: bool
+
+
+class ToyExperiment(Artifact):
+    """Everything that `make toy` measured; `files` is its picture."""
+
+    kind: Literal["toy_experiment"] = "toy_experiment"
+    runs: list[ToyRun]
+    checks: list[ToyCheck]

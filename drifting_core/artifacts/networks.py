@@ -1,0 +1,107 @@
+"""Networks, their states and exports, and the runs they belong to. Light."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from drifting_core.artifacts.data import LatentContract
+from drifting_core.artifacts.publishing import Artifact, Sha256
+
+
+class FeatureNetwork(Artifact):
+    """The network that evaluations look through."""
+
+    kind: Literal["feature_network"] = "feature_network"
+    network: Literal["inception", "classifier"]
+    weights: str
+    weights_sha256: Sha256  # of the weights as they were published or trained: what names the network
+    architecture: dict[str, Any] = Field(default_factory=dict)
+    dimensions: int
+    classes: int
+    resize: str
+    val_accuracy: float | None = None
+
+
+class ImportedStatistics(BaseModel):
+    """Moments that were computed elsewhere, and how far our own of the same split are from them (Fréchet distance)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    sha256: Sha256
+    own_images: int
+    distance_to_own: float | None  # none where they are of the other split
+
+
+class ReferenceStatistics(Artifact):
+    """Mean and covariance of real features (npz) and the feature caches (HDF5)."""
+
+    kind: Literal["reference_statistics"] = "reference_statistics"
+    split: Literal["train", "val"] = "train"
+    imported: ImportedStatistics | None = None
+    images: int
+    dimensions: int
+    network_sha256: Sha256
+    image_transforms: list[str]
+    compute_batch: int
+    precision_recall_images: int
+    real_accuracy: float | None = None
+
+
+class EncoderTrained(Artifact):
+    """The latent-MAE has reached its last step; `files` is that state."""
+
+    kind: Literal["encoder_trained"] = "encoder_trained"
+    step: int
+
+
+class Imported(BaseModel):
+    """Where imported weights come from, as the source itself says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str  # of the configuration
+    step: int
+    weights_sha256: Sha256  # of the file that was read
+
+
+class Export(Artifact):
+    """Weights for later stages: `model.safetensors` (EMA) and this metadata; `imported` when they were not trained here."""
+
+    kind: Literal["export"] = "export"
+    network: Literal["encoder", "generator"]
+    step: int
+    ema_decay: float
+    architecture: dict[str, Any]
+    parameters: int
+    latents: LatentContract
+    imported: Imported | None = None
+
+
+class StateMarker(Artifact):
+    """Commit marker of a training state: whole when this file is there and its hashes hold."""
+
+    kind: Literal["state"] = "state"
+    step: int
+
+
+class RunRecord(Artifact):
+    """The full configuration of a run, so that later calls can ask for its evaluations by name."""
+
+    kind: Literal["run"] = "run"
+    values: dict[str, Any]
+
+
+class EnvironmentSnapshot(BaseModel):
+    """env_snapshot.json: where a training last ran and with what; beside the artifacts, none of them refers to it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    python: str
+    platform: str
+    host: str
+    cpus: int | None
+    slurm_job: str | None
+    packages: dict[str, str | None]

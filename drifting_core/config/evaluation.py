@@ -1,0 +1,119 @@
+"""How numbers are made: section `evaluation`. Light."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from drifting_core.config.values import Natural, Positive, Precision, Rate, Resources
+from drifting_core.identity import Section, operation
+
+
+class Classifier(Section):
+    """A small classifier trained on the training images: the feature network where Inception does not fit."""
+
+    width: Positive = Field(description="channels of its first stage")
+    steps: Positive = Field(description="optimisation steps")
+    batch: Positive = Field(description="images per step")
+    learning_rate: Rate = Field(description="peak of the cosine schedule")
+    seed: Natural = Field(0, description="seed of initialisation and order")
+
+
+class Network(Section):
+    """The feature network of the evaluation."""
+
+    kind: Literal["inception", "classifier"] = Field(description="inception: the FID network; classifier: trained here")
+    inception_weights: str | None = operation(None, "for kind: inception; the published FID weights, a local file")
+    classifier: Classifier | None = Field(None, description="for kind: classifier")
+    resources: Resources = operation(Resources(), "making the network and the reference")
+
+    @model_validator(mode="after")
+    def _kind_is_described(self) -> Self:
+        key = {"inception": "inception_weights", "classifier": "classifier"}[self.kind]
+        if getattr(self, key) is None:
+            raise ValueError(f"kind: {self.kind} needs the key '{key}' beside it")
+        return self
+
+
+class PublishedStatistics(Section):
+    """Moments that somebody else computed: an npz with mu and sigma, or ref_mu and ref_sigma."""
+
+    path: str = operation(description="the file")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="its SHA-256: which statistics the numbers compare with")
+    images: Positive = Field(1_281_167, description="images that they were computed from")
+    split: Literal["train", "val"] = Field("train", description="which images these were")
+
+
+class Reference(Section):
+    """Real images under the feature network."""
+
+    statistics: PublishedStatistics | None = Field(
+        None, description="published moments in place of our own; features of single images are still computed here"
+    )
+
+    compute_batch: Positive = Field(64, description="images per feature call (bits depend on it)")
+    precision_recall_images: Positive = Field(10_000, description="validation images of the precision/recall manifold")
+
+
+class Sampling(Section):
+    """Generated latents."""
+
+    compute_batch: Positive = Field(64, description="samples per generator call (bits depend on it)")
+    label_plan: Literal["balanced"] = Field("balanced", description="labels: every class equally often")
+    precision: Precision = Field("float32", description="number format of the generator's activations")
+
+
+class Contract(Section):
+    """From latents to numbers (architecture.md, decision 9)."""
+
+    uint8: Literal["truncate", "round", "adm"] = Field("truncate", description="how [0, 1] pixels become bytes")
+    compute_batch: Positive = Field(64, description="images per decoder and feature call (bits depend on it)")
+    precision_recall_k: Positive = Field(3, description="neighbours that define the manifolds")
+    bootstrap: Natural = Field(20, description="resamples behind the distance's standard error")
+
+
+class Selection(Section):
+    """What the recommendation may look at: its own seeds, never those of the report."""
+
+    samples: Positive = Field(description="generated images per evaluation")
+    seeds: tuple[Natural, ...] = Field(min_length=1, description="sampling seeds")
+    last_k: Positive = Field(description="latest exports that compete")
+    alpha: Rate = Field(description="guidance at which exports are compared")
+    alphas: tuple[Rate, ...] = Field(min_length=1, description="guidance strengths of the sweep on the last export")
+    tie_errors: Rate = Field(2.0, description="choices within this many standard errors of the best are tied with it")
+    curve: bool = operation(True, "also evaluate every earlier milestone, the untrained network included")
+
+
+class Report(Section):
+    """The claim set, drawn with seeds that selection never saw."""
+
+    samples: Positive = Field(description="generated images of the claim")
+    seeds: tuple[Natural, ...] = Field(min_length=1, description="sampling seeds")
+
+
+class Neighbours(Section):
+    """The audit of generated images against the training set."""
+
+    samples: Positive = Field(description="generated images that are looked up")
+    top: Positive = Field(10, description="neighbours listed per image")
+
+
+class Evaluation(Section):
+    """How numbers are made (architecture.md, decisions 9 and 10)."""
+
+    network: Network = Field(description="feature network")
+    reference: Reference = Field(Reference(), description="real images")
+    sampling: Sampling = Field(Sampling(), description="generated latents")
+    contract: Contract = Field(Contract(), description="latents to numbers")
+    selection: Selection = Field(description="choosing export and guidance")
+    report: Report = Field(description="the claim")
+    neighbours: Neighbours = Field(description="memorisation audit")
+    resources: Resources = operation(Resources(), "one sampling or evaluation job")
+
+    @model_validator(mode="after")
+    def _seeds_are_disjoint(self) -> Self:
+        shared = sorted(set(self.selection.seeds) & set(self.report.seeds))
+        if shared:
+            raise ValueError(f"selection.seeds and report.seeds share {shared}: a claim needs seeds that chose nothing")
+        return self

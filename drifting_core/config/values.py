@@ -1,0 +1,26 @@
+"""Types of values, and the section that every stage has. Light."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from drifting_core.identity import Section, operation
+
+Positive = Annotated[int, Field(gt=0)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Precision = Literal["float32", "bfloat16"]
+
+
+class Resources(Section):
+    """What one job of a stage asks of the scheduler."""
+
+    threads: Positive = operation(1, "CPU threads")
+    gpus: Natural = operation(0, "GPUs; 0 means that the job computes on the CPU")
+    memory_mb: Positive = operation(4000, "memory in MB")
+    runtime_minutes: Positive = operation(60, "wall-time limit in minutes")

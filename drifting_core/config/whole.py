@@ -1,0 +1,196 @@
+"""A complete configuration: its sections together, the names of its folders, and reading it. Light."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from pydantic import Field, ValidationError, model_validator
+
+from drifting_core import published
+from drifting_core.config.data import Data, Tokenizer
+from drifting_core.config.evaluation import Evaluation
+from drifting_core.config.networks import Encoder, Generator, Objective, Training
+from drifting_core.config.values import Name
+from drifting_core.faults import Fault
+from drifting_core.identity import Section, digest, identity, merge, operation
+
+
+class Configuration(Section):
+    """A complete run: the content of one file in config/."""
+
+    name: Name = Field(description="first part of the run's folder name")
+    results: str = operation("results", "root of everything that is made")
+    data: Data = Field(description="images and latents")
+    tokenizer: Tokenizer = Field(description="pixels to latents and back")
+    encoder: Encoder = Field(description="features of the drift")
+    generator: Generator = Field(description="the network that is trained")
+    objective: Objective = Field(description="what it is trained for")
+    training: Training = Field(description="how it is trained")
+    evaluation: Evaluation = Field(description="how it is measured")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        problems = list(_misfits(self))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latent, in latent pixels."""
+        return self.data.image_size // self.tokenizer.factor
+
+    @property
+    def milestones(self) -> list[int]:
+        """Steps that are exported: the training's, or the one that an imported generator stands for."""
+        return [self.training.steps] if self.generator.imported else self.training.milestones
+
+    @property
+    def downloads(self) -> dict[str, published.Download]:
+        """What must come from the Hugging Face hub, by the folder's name below results/sources."""
+        wanted = (self.tokenizer.download, self.encoder.download, self.generator.download)
+        return {each.key: each for each in wanted if each}
+
+    def slice(self, *paths: str) -> dict[str, dict[str, Any]]:
+        """The identities of the sections at these dotted paths: what a rule passes to its script as params."""
+        chosen = {}
+        for path in paths:
+            section: Any = self
+            for part in path.split("."):
+                section = getattr(section, part)
+            chosen[path] = identity(section)
+        return chosen
+
+    # Names of folders: a name and the first 8 digits of the digest of the slice that decides the content. That slice is
+    # what the stage's jobs are given, so their artifacts record the same digest in full.
+
+    def key(self, stage: str) -> str:
+        """Folder name of a stage: data, tokenizer, network, reference, encoder or run."""
+        names = {
+            "data": self.data.name,
+            "tokenizer": f"{self.tokenizer.source}_{self.data.name}" if self._trains_tokenizer else self.tokenizer.source,
+            "network": self.evaluation.network.kind,
+            "reference": f"{self.data.name}_{self.evaluation.network.kind}",
+            "encoder": self.encoder.name,
+            "run": self.name,
+        }
+        return f"{names[stage]}-{digest(self.stage_slice(stage))[:8]}"
+
+    def stage_slice(self, stage: str) -> dict[str, dict[str, Any]]:
+        """Everything above the stage in the picture of architecture.md."""
+        source = ("data", "tokenizer")
+        trained = self._trains_tokenizer
+        training = ("encoder", "generator", "objective", "training")
+        paths = {
+            "data": source,
+            "tokenizer": source if trained else ("tokenizer",),  # a published one is shared by all data
+            "network": (*source, "evaluation.network") if self.evaluation.network.classifier else ("evaluation.network",),
+            "reference": (*source, "evaluation.network", "evaluation.reference"),
+            "encoder": (*source, "encoder"),
+            "run": (*source, "generator") if self.generator.imported else (*source, *training),
+            "bundle": (*source, *training, "evaluation"),
+        }
+        return self.slice(*paths[stage])
+
+    @property
+    def _trains_tokenizer(self) -> bool:
+        return self.tokenizer.source == "trained"
+
+
+def _misfits(config: Configuration) -> list[str]:
+    """What each section accepts alone but the whole cannot be."""
+    problems = []
+
+    def must_divide(whole: int, part: int, what: str) -> None:
+        if whole % part:
+            problems.append(f"{what}: {part} must divide {whole}")
+
+    must_divide(config.data.image_size, config.tokenizer.factor, "tokenizer.factor and data.image_size")
+    must_divide(config.latent_size, config.generator.patch_size, "generator.patch_size and the latent's side")
+    must_divide(config.latent_size, config.encoder.input_patch_size, "encoder.input_patch_size and the latent's side")
+    must_divide(config.generator.hidden_size, config.generator.num_heads, "generator.num_heads and hidden_size")
+    must_divide(
+        config.objective.classes_per_step, config.training.micro_batches, "training.micro_batches and classes_per_step"
+    )
+    latents = config.data.latents
+    must_divide(latents.chunk_rows * latents.views, latents.compute_batch, "data.latents.compute_batch and a chunk's images")
+    if config.objective.bank.pushes_per_step < config.objective.classes_per_step:
+        problems.append(
+            "objective.bank.pushes_per_step must be at least objective.classes_per_step: labels come from the pushes"
+        )
+    for kind in ("selection", "report"):
+        samples = getattr(config.evaluation, kind).samples
+        must_divide(samples, config.data.expected.classes, f"evaluation.{kind}.samples and the number of classes")
+    if not config.generator.imported and config.evaluation.selection.last_k > len(config.training.milestones) - 1:
+        problems.append(
+            f"evaluation.selection.last_k ({config.evaluation.selection.last_k}) exceeds the "
+            f"{len(config.training.milestones) - 1} trained milestones"
+        )
+    return problems
+
+
+def sections(identities: Mapping[str, Any], how: Mapping[str, Any]) -> dict[str, Any]:
+    """The typed sections of a slice, put together again from identities and the whole configuration's operations."""
+    typed = {}
+    for path, values in identities.items():
+        model: type[Section] = Configuration
+        own: Mapping[str, Any] = how
+        for part in path.split("."):
+            model = _section_type(model, part)
+            own = own.get(part, {})
+        typed[path] = model.model_validate(merge(values, own))
+    return typed
+
+
+def _section_type(model: type[Section], name: str) -> type[Section]:
+    annotation = model.model_fields[name].annotation
+    return next(c for c in (annotation, *get_args(annotation)) if isinstance(c, type) and issubclass(c, Section))
+
+
+def load(values: Mapping[str, Any], origin: str = "configuration") -> Configuration:
+    """Check `values` (a parsed preset with its overrides).
+
+    Raises Fault with every problem in one message: the dotted key, what was found, what was expected.
+    """
+    try:
+        return Configuration.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors(include_url=False)]
+        raise Fault(f"{origin} has {len(lines)} problem(s):\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _explain(problem: Any) -> str:
+    dotted = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    if problem["type"] == "extra_forbidden":
+        known = _keys_beside(problem["loc"])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys here: {', '.join(known)}"
+        return f"{dotted}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{dotted}: missing; a preset is complete, see docs/configuration.md"
+    if problem["type"] == "value_error":
+        return f"{dotted}: {problem['ctx']['error']}"
+    return f"{dotted}: found {problem['input']!r}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
+    model: type[Section] = Configuration
+    for part in location[:-1]:
+        model = _section_type(model, str(part))
+    return sorted(model.model_fields)
+
+
+def load_file(path: Path) -> Configuration:
+    """Read a preset (YAML, safe subset) or a run's config.json. Raises Fault."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise Fault(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise Fault(f"{path}: found {type(values).__name__}, expected a mapping of sections; see docs/configuration.md")
+    return load(values, str(path))

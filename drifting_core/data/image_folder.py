@@ -1,0 +1,79 @@
+"""The images as an ImageFolder, for those who want one: the workflow itself reads them where they lie."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from drifting_core import config
+from drifting_core.artifacts import ImageFolder, Index, hashes, publish
+from drifting_core.data.index import ImageReader
+from drifting_core.faults import Fault
+from drifting_core.jobs import Progress
+from drifting_core.provenance import code_version
+
+META = "meta.bin"
+
+
+def make_image_folder(index: Path, places: config.Archives, output: Path, configuration: str) -> ImageFolder:
+    """Write every image below `imagefolder/<split>/<wnid>/` beside `output`, with torchvision's meta.bin; then `output`.
+
+    A class appears under its name when it is whole, so that a killed job goes on where it was. Raises Fault before
+    anything is written when the file system has too little space or too few inodes.
+    """
+    held, root = Index.read(index), output.parent / "imagefolder"
+    readers = {split: ImageReader(index, split, places) for split in held.splits}
+    root.mkdir(parents=True, exist_ok=True)
+    _require_room(root, held)
+    progress = Progress("image folder", sum(len(reader) for reader in readers.values()), unit="images")
+    for split, reader in readers.items():
+        for label, wnid in enumerate(held.wnids):
+            rows = np.flatnonzero(reader.labels == label).tolist()
+            _write_class(reader, rows, root / split / wnid)
+            progress.advance(len(rows))
+    _write_meta(root / META, held, readers["val"].labels.tolist())
+    made = ImageFolder(
+        configuration=configuration,
+        code=code_version(),
+        inputs=hashes({"index": index}),
+        folder=root.name,
+        images={split: len(reader) for split, reader in readers.items()},
+        classes=len(held.wnids),
+    )
+    made.write(output)
+    return made
+
+
+def _require_room(root: Path, held: Index) -> None:
+    space, images = os.statvfs(root), sum(split.images for split in held.splits.values())
+    wanted = sum(split.archive_bytes for split in held.splits.values())
+    # Some file systems count no inodes and say 0.
+    if space.f_files and space.f_favail < images:
+        raise Fault(f"{root}: {images} files are to be made, the file system has {space.f_favail} inodes left")
+    if space.f_bavail * space.f_frsize < wanted:
+        raise Fault(
+            f"{root}: {wanted / 1e9:.1f} GB are to be written, the file system has "
+            f"{space.f_bavail * space.f_frsize / 1e9:.1f} GB left"
+        )
+
+
+def _write_class(reader: ImageReader, rows: list[int], folder: Path) -> None:
+    if folder.is_dir():
+        return
+    scratch = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for row in rows:
+        (scratch / Path(reader.names[row]).name).write_bytes(reader.read(row))
+    scratch.replace(folder)
+
+
+def _write_meta(path: Path, held: Index, val_labels: list[int]) -> None:
+    """What torchvision.datasets.ImageNet reads: (wnid -> words, wnid of each validation image), by torch.save."""
+    words = {wnid: tuple(name.split(", ")) for wnid, name in zip(held.wnids, held.names, strict=True)}
+    with publish(path) as scratch:
+        torch.save((words, [held.wnids[label] for label in val_labels]), scratch)

@@ -1,0 +1,184 @@
+"""Where every image of a data set lies, in one small file, and the images' bytes by it.
+
+Nothing is extracted or copied. The index holds class, place and length of each image: byte offsets inside the nested
+tars (data/archives.py), or files of a folder (data/folders.py). `ImageReader` reads an image with one call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drifting_core import config
+from drifting_core.artifacts import Archives, Index, SplitIndex, check_file, hashes, publish, records
+from drifting_core.data import archives, folders
+from drifting_core.data.listing import Found, Split
+from drifting_core.faults import Fault
+from drifting_core.provenance import code_version
+
+log = logging.getLogger(__name__)
+
+FILE = "index.npz"
+_FIELDS = ("offset", "length", "label", "name")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One row per image: byte offset int64, length int32, class int16 and name (bytes).
+
+    Archives: `name` is the member's base name. Folders: `name` is the path below the folder, the offset is 0.
+    """
+
+    offset: NDArray[np.int64]
+    length: NDArray[np.int32]
+    label: NDArray[np.int16]
+    name: NDArray[np.bytes_]
+
+    @classmethod
+    def of(cls, found: Found) -> Table:
+        return cls(
+            offset=np.array([member.offset for member in found.images], np.int64),
+            length=np.array([member.length for member in found.images], np.int32),
+            label=np.array(found.labels, np.int16),
+            name=np.array([member.name.encode() for member in found.images], np.bytes_),
+        )
+
+    @classmethod
+    def read(cls, path: Path, split: Split) -> Table:
+        with np.load(path, allow_pickle=False) as held:
+            return cls(**{field: held[f"{split}_{field}"] for field in _FIELDS})
+
+
+def write_tables(path: Path, tables: Mapping[Split, Table]) -> None:
+    """Publish the tables of both splits in one compressed npz without pickle."""
+    arrays = {f"{split}_{field}": getattr(table, field) for split, table in tables.items() for field in _FIELDS}
+    with publish(path) as scratch, scratch.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def check(data: config.Data, output: Path, configuration: str, packed: Path | None = None) -> Archives:
+    """Write `output` once the images' source is there and, for archives, is the published one (MD5). Raises Fault."""
+    made = Archives(
+        configuration=configuration,
+        code=code_version(),
+        inputs=hashes({"packed": packed}) if packed else {},
+        archives=(folders if data.source == "folder" else archives).check(data),
+    )
+    made.write(output)
+    return made
+
+
+def index(data: config.Data, checked: Path, output: Path, configuration: str) -> Index:
+    """Write index.npz beside `output`, then `output`.
+
+    Training rows are sorted by class and name, validation rows by name. Raises Fault when the images are not what
+    data.expected says (classes, images, images per class), when an archive is cut, or when a name is repeated.
+    """
+    source = folders if data.source == "folder" else archives
+    source.require_unchanged(data, Archives.read(checked), checked)
+    listing = source.listing(data)
+    tables = {split: Table.of(found) for split, found in listing.splits.items()}
+    write_tables(output.parent / FILE, tables)
+    images, size = sum(len(table.label) for table in tables.values()), (output.parent / FILE).stat().st_size
+    log.info(
+        "%d images: %.1f bytes of index, %.2f reads and %.0f bytes read per image",
+        images, size / images, listing.tally.reads / images, listing.tally.bytes / images,
+    )  # fmt: skip
+    made = Index(
+        configuration=configuration,
+        code=code_version(),
+        inputs=hashes({"archives": checked}),
+        files=records(output.parent, [FILE]),
+        source=data.source,
+        wnids=listing.wnids,
+        names=listing.names,
+        splits={split: _split_index(listing.splits[split], table) for split, table in tables.items()},
+    )
+    made.write(output)
+    return made
+
+
+def _split_index(found: Found, table: Table) -> SplitIndex:
+    counts = np.bincount(table.label)
+    return SplitIndex(
+        archive=found.place.name,
+        archive_bytes=found.bytes,
+        images=len(table.label),
+        fewest_per_class=int(counts.min()),
+        most_per_class=int(counts.max()),
+    )
+
+
+class ImageReader:
+    """Bytes of image i of a split, read by offset from inside its archive, or from its file.
+
+    `labels` int64 (N,), `names` list of N names, `wnids` and `class_names` of the classes. Safe under threads and fork
+    (pread keeps no position); pickled by its arguments for spawn.
+    """
+
+    def __init__(self, index: Path, split: Literal["train", "val"], places: config.Archives) -> None:
+        """`index`: index.json. `places`: the configuration's data.archives. Raises Fault if either does not fit."""
+        self._arguments = (index, split, places)
+        held = Index.read(index)
+        check_file(index.parent / FILE, held.files[FILE])
+        self._table = Table.read(index.parent / FILE, split)
+        self.wnids, self.class_names = held.wnids, held.names
+        self.labels = self._table.label.astype(np.int64)
+        self.names = [name.decode() for name in self._table.name]
+        self._in_folder = held.source == "folder"
+        # A split that was held out lies in the training folder.
+        self.path = Path(getattr(places, split) or places.train)
+        self._descriptor = -1
+        if not (self.path.is_dir() if self._in_folder else self.path.is_file()):
+            raise Fault(f"{self.path} (data.archives.{split}): missing; put it back or set the key to where it is")
+        if not self._in_folder:
+            self._descriptor = self._open(index, split, held.splits[split].archive_bytes)
+
+    def _open(self, index: Path, split: str, expected: int) -> int:
+        size = self.path.stat().st_size
+        if size != expected:
+            raise Fault(
+                f"{self.path} (data.archives.{split}): {size} bytes, it was indexed with {expected}; remove {index} to "
+                "index it again"
+            )
+        return os.open(self.path, os.O_RDONLY)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, row: int) -> bytes:
+        """The file's bytes. Raises Fault when they are not all there any more."""
+        length = int(self._table.length[row])
+        if self._in_folder:
+            content = self._read_file(self.path / self.names[row])
+        else:
+            content = os.pread(self._descriptor, length, int(self._table.offset[row]))
+        if len(content) != length:
+            raise Fault(f"{self.path}: {self.names[row]}: {len(content)} of {length} bytes; it was changed meanwhile")
+        return content
+
+    @staticmethod
+    def _read_file(path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise Fault(f"{path}: cannot be read any more: {error}; put it back") from error
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            self.close()
+
+    def __reduce__(self) -> tuple[type[ImageReader], tuple[Path, Literal["train", "val"], config.Archives]]:
+        return ImageReader, self._arguments

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -62,8 +63,11 @@ def json_argument(text: str) -> Any:
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
     """Run a script's main and give its exit code: 0, 75 (call again), 1 (a fault, said in one message)."""
+    began = time.monotonic()
     try:
         main(argv)
+        if any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger().handlers):
+            log.info("done in %s, peak memory %.0f MB", duration(time.monotonic() - began), peak_megabytes())
     except Stopped as stopped:
         log.warning("stopped: %s; the same command continues", stopped)
         return CALL_AGAIN
@@ -74,6 +78,11 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
         log.exception("unexpected error")
         return 1
     return 0
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has had resident, mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class StopRequest:

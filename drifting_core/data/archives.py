@@ -10,13 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import os
 import re
 import tarfile
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -27,8 +22,8 @@ from numpy.typing import NDArray
 
 from drifting_core import config
 from drifting_core.artifacts import ArchiveCheck, Archives
-from drifting_core.data.listing import Found, Listing, Split, few, require_counts, require_unique
-from drifting_core.data.tars import Member, Tally, members
+from drifting_core.data.listing import Found, Listing, Split, Table, counts_of, few, require_counts, require_unique
+from drifting_core.data.tars import BLOCK, PAGE, MappedTar, Member, mapped
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
 
@@ -37,7 +32,7 @@ log = logging.getLogger(__name__)
 Role = Literal["train", "val", "devkit"]
 ROLES: tuple[Role, ...] = ("train", "val", "devkit")
 _MEGABYTE = 1_000_000
-_WALKERS = 16  # inner archives walked at a time: a walk waits for the file system, it does not compute
+_VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 # What image-net.org offers to account holders: file, size, MD5.
 _PUBLISHED: dict[Role, tuple[str, str, str]] = {
@@ -155,56 +150,48 @@ def _content(tar: tarfile.TarFile, held: dict[str, tarfile.TarInfo], name: str, 
 def listing(data: config.Data) -> Listing:
     """Every image of the three archives: headers are read, payloads are not. Raises Fault as `index` does."""
     devkit = read_devkit(place(data, "devkit"), data.expected.classes)
-    tally = Tally()
-    splits: dict[Split, Found] = {
-        "train": _train_images(place(data, "train"), devkit, data.expected, tally),
-        "val": _val_images(place(data, "val"), devkit, data.expected, tally),
-    }
-    return Listing(devkit.wnids, devkit.names, splits, tally)
+    with mapped(place(data, "train")) as train, mapped(place(data, "val")) as val:
+        splits: dict[Split, Found] = {
+            "train": _train_images(train, devkit, data.expected),
+            "val": _val_images(val, devkit, data.expected),
+        }
+        images = sum(len(found.table) for found in splits.values())
+        headers, pages = train.headers + val.headers, train.touched + val.touched
+    reads = f"{headers / images:.2f} headers of {BLOCK} bytes read, in {pages / images:.2f} pages of {PAGE}"
+    return Listing(devkit.wnids, devkit.names, splits, reads)
 
 
-def _train_images(path: Path, devkit: Devkit, expected: config.Expected, tally: Tally) -> Found:
-    with _opened(path) as descriptor:
-        outer = list(members(descriptor, str(path), tally=tally))
-        _require_classes(path, outer, devkit)
-        outer.sort(key=lambda member: _base(member.name))
-        progress = Progress(f"index of {path.name}", len(outer), unit="classes")
-
-        def walk(member: Member) -> tuple[list[Member], Tally]:
-            own = Tally()
-            inner = members(descriptor, f"{path}, {member.name}", member.offset, member.offset + member.length, own)
-            return sorted(map(_with_base_name, inner), key=lambda image: image.name), own
-
-        per_class = []
-        with ThreadPoolExecutor(_WALKERS) as pool:
-            for images, own in pool.map(walk, outer):
-                per_class.append(images)
-                tally.add(own)
-                progress.advance()
-    counts = {wnid: len(images) for wnid, images in zip(devkit.wnids, per_class, strict=True)}
-    require_counts(path, counts, expected, "train")
-    found = [image for images in per_class for image in images]
-    require_unique(path, (image.name for image in found))
-    labels = [label for label, images in enumerate(per_class) for _ in images]
-    return Found(path, path.stat().st_size, found, labels)
+def _train_images(tar: MappedTar, devkit: Devkit, expected: config.Expected) -> Found:
+    outer = sorted(tar.members(), key=lambda member: _base(member.name))
+    _require_classes(tar.path, outer, devkit)
+    found = tar.members_of_all(outer)
+    names = _base_names(found.name)
+    require_counts(tar.path, counts_of(devkit.wnids, found.archive), expected, "train")
+    table = Table.sorted(tar.path, name=names, offset=found.offset, length=found.length, label=found.archive, by_class=True)
+    return Found(tar.path, tar.size, table)
 
 
-def _val_images(path: Path, devkit: Devkit, expected: config.Expected, tally: Tally) -> Found:
-    with _opened(path) as descriptor:
-        found = [_with_base_name(member) for member in members(descriptor, str(path), tally=tally)]
+def _val_images(tar: MappedTar, devkit: Devkit, expected: config.Expected) -> Found:
+    found = list(tar.members())
     if len(found) != expected.val_images:
         everything = expected.model_copy(update={"val_per_class": (1, expected.val_images)})
-        require_counts(path, {"all classes": len(found)}, everything, "val")
-    require_unique(path, (image.name for image in found))
-    found.sort(key=lambda member: member.name)
-    labels = [_val_label(member.name, path, devkit) for member in found]
-    tally_of = Counter(labels)
-    require_counts(path, {wnid: tally_of[label] for label, wnid in enumerate(devkit.wnids)}, expected, "val")
-    return Found(path, path.stat().st_size, found, labels)
+        require_counts(tar.path, {"all classes": len(found)}, everything, "val")
+    names = [_base(member.name) for member in found]
+    label = np.array([_val_label(name, tar.path, devkit) for name in names], np.int64)
+    require_counts(tar.path, counts_of(devkit.wnids, label), expected, "val")
+    table = Table.sorted(
+        tar.path,
+        name=np.array([name.encode() for name in names], np.bytes_),
+        offset=np.array([member.offset for member in found], np.int64),
+        length=np.array([member.length for member in found], np.int64),
+        label=label,
+        by_class=False,
+    )
+    return Found(tar.path, tar.size, table)
 
 
 def _val_label(name: str, path: Path, devkit: Devkit) -> int:
-    matched = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
+    matched = _VAL_NAME.fullmatch(name)
     if not matched or not 1 <= int(matched[1]) <= len(devkit.truth):
         raise Fault(
             f"{path}: {name} has no line in the devkit's ground truth; expected ILSVRC2012_val_00000001.JPEG to "
@@ -213,22 +200,14 @@ def _val_label(name: str, path: Path, devkit: Devkit) -> int:
     return int(devkit.truth[int(matched[1]) - 1])
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """A read-only file descriptor that is closed at the end of the block."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _base(name: str) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def _with_base_name(member: Member) -> Member:
-    return Member(_base(member.name), member.offset, member.length)
+def _base_names(names: NDArray[np.bytes_]) -> NDArray[np.bytes_]:
+    if not (np.ascontiguousarray(names).view(np.uint8) == ord("/")).any():
+        return names
+    return np.array([name.rsplit(b"/", 1)[-1] for name in names.tolist()], np.bytes_)
 
 
 def _require_classes(path: Path, outer: list[Member], devkit: Devkit) -> None:

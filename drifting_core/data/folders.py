@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from drifting_core import config
 from drifting_core.artifacts import ArchiveCheck, Archives
-from drifting_core.data.listing import Found, Listing, Split, few, require_counts
+from drifting_core.data.listing import Found, Listing, Split, Table, few, require_counts
 from drifting_core.data.tars import Member
 from drifting_core.faults import Fault
 
@@ -59,7 +61,7 @@ def listing(data: config.Data) -> Listing:
         "train": _found(root, wnids, training, data.expected, "train"),
         "val": _found(validation_root, wnids, validation, data.expected, "val"),
     }
-    return Listing(wnids, wnids, splits)
+    return Listing(wnids, wnids, splits, "1 file looked at")
 
 
 def _images(root: Path) -> tuple[list[str], list[list[Member]]]:
@@ -91,8 +93,16 @@ def _held_out(classes: list[list[Member]], every: int) -> tuple[list[list[Member
 def _found(root: Path, wnids: list[str], classes: list[list[Member]], expected: config.Expected, split: Split) -> Found:
     require_counts(root, {wnid: len(images) for wnid, images in zip(wnids, classes, strict=True)}, expected, split)
     images = [image for of_class in classes for image in of_class]
-    labels = [label for label, of_class in enumerate(classes) for _ in of_class]
-    return Found(root, sum(image.length for image in images), images, labels)
+    length = np.array([image.length for image in images], np.int64)
+    table = Table.sorted(
+        root,
+        name=np.array([image.name.encode() for image in images], np.bytes_),
+        offset=np.zeros(len(images), np.int64),
+        length=length,
+        label=np.repeat(np.arange(len(classes)), [len(of_class) for of_class in classes]),
+        by_class=True,
+    )
+    return Found(root, int(length.sum()), table)
 
 
 def describe(data: config.Data) -> str:

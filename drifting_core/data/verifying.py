@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from drifting_core import config
 from drifting_core.artifacts import Index, LatentManifest, LatentVerification, check_file, hashes
-from drifting_core.data.index import FILE, Table
+from drifting_core.data.index import FILE, read_table
 from drifting_core.data.latents import damaged, open_shard
+from drifting_core.data.listing import Table
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
 from drifting_core.provenance import code_version
@@ -78,7 +79,7 @@ def verify(data: config.Data, index: Path, latents: Path, output: Path, configur
             ids += [identity.decode() for identity in _whole(path, file["ids"])]
         if full:
             check_file(path, manifest.files[name])
-    table = Table.read(index.parent / FILE, split)
+    table = read_table(index.parent / FILE, split)
     _require_index(latents, manifest, table, ids, np.concatenate(labels))
     counts = np.bincount(np.concatenate(labels), minlength=len(held.wnids))
     _require_histogram(latents, manifest, data.expected, counts)

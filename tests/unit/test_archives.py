@@ -7,8 +7,8 @@ import gzip
 import hashlib
 import io
 import multiprocessing
-import os
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.io
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from drifting_core import config
 from drifting_core.artifacts import Archives, Index
@@ -162,21 +164,20 @@ def test_indexing_twice_gives_the_same_bytes(data: config.Data, tmp_path: Path) 
         assert {entry.date_time for entry in held.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_only_headers_are_read(data: config.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pack(data, tmp_path)
-    read = 0
-
-    def counting(descriptor: int, length: int, offset: int) -> bytes:
-        nonlocal read
-        read += length
-        return pread(descriptor, length, offset)
-
-    pread = os.pread
-    images_index.check(data, tmp_path / "archives.json", HASH)
-    monkeypatch.setattr(os, "pread", counting)
-    images_index.index(data, tmp_path / "archives.json", tmp_path / "index.json", HASH)
-    members = 10 * (PER_CLASS + VAL_PER_CLASS) + 10
-    assert read <= 512 * (members + 12)  # and one end mark per archive
+def test_only_pages_with_headers_are_touched(data: config.Data, tmp_path: Path) -> None:
+    """One header per member and end mark; a photo of more than a page keeps the pages of its payload to itself."""
+    content = [(f"n01503061_{n}.JPEG", bytes(40_000)) for n in range(20)]
+    path = tmp_path / "outer.tar"
+    path.write_bytes(
+        packing.tar_of([("n01503061.tar", packing.tar_of(content)), ("n01639765.tar", packing.tar_of(content))])
+    )
+    with tars.mapped(path) as tar:
+        outer = list(tar.members())
+        found = tar.members_of_all(outer)
+        assert len(found.name) == 40
+        assert tar.headers == 2 + 1 + 2 * (20 + 1)
+        assert tar.touched <= tar.headers
+        assert tar.touched * tars.PAGE < 0.2 * path.stat().st_size
 
 
 def without_last_member(content: list[tuple[str, bytes]]) -> bytes:
@@ -229,8 +230,8 @@ def no_tar(train: Path) -> None:
     (cut_boundary_inner, r"found 39 images, data.expected.train_images is 40; .*n02121620 \(3\)"),
     (cut_within, r"the member n04490091.tar should have \d+ bytes .* only \d+ are there"),
     (missing_class, r"found 9 class archives.*missing: n02374451"),
-    (repeated_class, r"the member names n01503061.tar occur more than once"),
-    (repeated_image, r"the member names n01503061_1.JPEG occur more than once"),
+    (repeated_class, r"the names n01503061.tar occur more than once"),
+    (repeated_image, r"the names n01503061_1.JPEG occur more than once"),
     (no_tar, r"no tar header at byte 0"),
 ])  # fmt: skip
 def test_a_training_archive_that_is_not_whole(
@@ -303,8 +304,59 @@ def test_members_agree_with_tarfile(tmp_path: Path, form: int) -> None:
         tar.addfile(last, io.BytesIO(b"end"))
     with tarfile.open(path) as tar:
         expected = [tars.Member(m.name, m.offset_data, m.size) for m in tar.getmembers() if m.isfile()]
-    with path.open("rb") as file:
-        assert list(tars.members(file.fileno(), str(path))) == expected
+    with tars.mapped(path) as tar:
+        assert list(tar.members()) == expected
+
+
+def inner_tar(form: int, names: list[str]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as tar:
+        for length, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size = 300 * length
+            tar.addfile(member, io.BytesIO(bytes(300 * length)))
+    return buffer.getvalue()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+            st.lists(st.sampled_from(["a", "b.JPEG", "c/d", "e" * 99, "f" * 100, "g/" * 60 + "h", "ü"]), max_size=6),
+        ),
+        max_size=6,
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_walking_all_at_once_finds_what_walking_one_by_one_finds(inner: list[tuple[int, list[str]]]) -> None:
+    """Whatever the inner archives hold: empty ones, long names, names that only the careful walk understands."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "outer.tar"
+        path.write_bytes(packing.tar_of([(f"{n}.tar", inner_tar(form, names)) for n, (form, names) in enumerate(inner)]))
+        with tars.mapped(path) as tar:
+            outer = list(tar.members())
+            one_by_one = [
+                (number, member)
+                for number, region in enumerate(outer)
+                for member in tar.members(region.offset, region.offset + region.length)
+            ]
+            found = tar.members_of_all(outer)
+    rows = zip(found.archive.tolist(), found.name.tolist(), found.offset.tolist(), found.length.tolist(), strict=True)
+    at_once = [(number, tars.Member(name.decode(), offset, length)) for number, name, offset, length in rows]
+    assert sorted(at_once, key=lambda row: row[1].offset) == one_by_one
+
+
+@pytest.mark.parametrize("name", ["../n01503061_1.JPEG", "/etc/n01503061_1.JPEG", "a/../../n01503061_1.JPEG"])
+def test_a_member_that_would_leave_the_folder_is_refused(data: config.Data, tmp_path: Path, name: str) -> None:
+    pack(data, tmp_path)
+    content = members_of(tmp_path / "train.tar")
+    inner = tmp_path / "inner.tar"
+    inner.write_bytes(content[0][1])
+    images = members_of(inner)
+    content[0] = (content[0][0], packing.tar_of([(name, images[0][1]), *images[1:]]))
+    (tmp_path / "train.tar").write_bytes(packing.tar_of(content))
+    with pytest.raises(Fault, match=r"n01503061.tar: the member .* would leave the folder"):
+        indexed(data, tmp_path)
 
 
 def test_sizes_beyond_eight_gigabytes_are_read(tmp_path: Path) -> None:
@@ -315,8 +367,8 @@ def test_sizes_beyond_eight_gigabytes_are_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(member.tobuf(tarfile.GNU_FORMAT))
         file.truncate(512 + member.size)
-    with path.open("rb") as file:
-        assert list(tars.members(file.fileno(), "large.tar")) == [tars.Member("large", 512, 9 << 30)]
+    with tars.mapped(path) as tar:
+        assert list(tar.members()) == [tars.Member("large", 512, 9 << 30)]
 
 
 # --- reading under processes -------------------------------------------------------------------------------------------

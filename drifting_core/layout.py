@@ -118,9 +118,17 @@ class Layout:
         return [f"{self.root}/archives/{owner.data.pack}/packed.json"] if owner.data.pack else []
 
     def shards(self, data: str, split: str) -> list[str]:
+        """The shards of a latent store: train, val or crops_K."""
         owner = self.find("data", data)
-        count = {"train": owner.data.latents.shards_train, "val": owner.data.latents.shards_val}[split]
+        count = owner.data.latents.shards_of(split)
         return [f"{self.folder('data', owner)}/latents/{split}/shard_{shard}.json" for shard in range(count)]
+
+    def crops_of(self, encoder: str) -> list[str]:
+        """The stored crops that an encoder is trained on, and their verification; nothing without them."""
+        owner = self.find("encoder", encoder)
+        store = f"crops_{owner.encoder.crop_views}"
+        files = [f"latents/{store}/manifest.json", f"verify_{store}.json"] if owner.encoder.crop_views else []
+        return [f"{self.folder('data', owner)}/{file}" for file in files]
 
     # --- a run -------------------------------------------------------------------------------------------------------
 

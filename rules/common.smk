@@ -75,7 +75,7 @@ wildcard_constraints:
     run="[a-z0-9_]+-[0-9a-f]{8}",
     source="[A-Za-z0-9_.-]+-[0-9a-f]{8}",
     pack="photos|cifar10",
-    split="train|val",
+    split="train|val|crops_[1-9][0-9]*",
     shard=r"\d+",
     step=r"\d+",
     alpha=r"[0-9]+(\.[0-9]+)?",

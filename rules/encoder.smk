@@ -7,6 +7,7 @@ rule train_encoder:
         verification=file_of("encoder", "data", "verify_train.json"),
         tokenizer=file_of("encoder", "tokenizer", "manifest.json"),
         index=file_of("encoder", "data", "index.json"),
+        crops=lambda wildcards: LAYOUT.crops_of(wildcards.encoder),
     output:
         f"{RESULTS}/encoders/{{encoder}}/trained.json",
     log:
@@ -18,9 +19,10 @@ rule train_encoder:
         **resources_of(ACTIVE.encoder.resources),
     params:
         config=owned("encoder"),
+        crops=lambda wildcards, input: [f"--crops {' '.join(input.crops)}"] if input.crops else [],
     shell:
         'exec python $WORKFLOW_SCRIPTS/train_encoder.py --config {params.config:q} --operations "$OPERATIONS"'
-        " --latents {input.latents} --verification {input.verification} --tokenizer {input.tokenizer}"
+        " {params.crops} --latents {input.latents} --verification {input.verification} --tokenizer {input.tokenizer}"
         " --index {input.index} --output {output} --threads {threads} --log {log}"
 
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
     made.add_argument("--operations", type=json_argument, required=True)
-    made.add_argument("--split", choices=("train", "val"), required=True)
+    made.add_argument("--split", required=True, help="train, val or crops_K")
     made.add_argument("--index", type=Path, required=True, help="index.json")
     made.add_argument("--shards", type=Path, nargs="+", required=True, help="shard_0.json, shard_1.json, ...")
     made.add_argument("--output", type=Path, required=True, help="manifest.json")

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
     made.add_argument("--operations", type=json_argument, required=True)
-    made.add_argument("--split", choices=("train", "val"), required=True)
+    made.add_argument("--split", required=True, help="train, val, or crops_K: K random crops of each training image")
     made.add_argument("--shard", type=int, required=True)
     made.add_argument("--index", type=Path, required=True, help="index.json")
     made.add_argument("--tokenizer", type=Path, required=True, help="the tokenizer's manifest.json")

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--verification", type=Path, required=True, help="their verification")
     made.add_argument("--tokenizer", type=Path, required=True, help="manifest of the tokenizer (for online crops)")
     made.add_argument("--index", type=Path, required=True, help="index of the images (for online crops)")
+    made.add_argument("--crops", type=Path, nargs=2, default=(), help="stored crops and their verification")
     made.add_argument("--output", type=Path, required=True, help="trained.json of the encoder's folder")
     made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this long")
     arguments = start(made, argv)
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             verification=arguments.verification,
             tokenizer=arguments.tokenizer,
             index=arguments.index,
+            crops=arguments.crops,
             output=arguments.output,
             threads=arguments.threads,
             stop=stop,

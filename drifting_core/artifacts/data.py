@@ -101,10 +101,10 @@ class LatentContract(BaseModel):
 
 
 class LatentShard(Artifact):
-    """One HDF5 file of a split."""
+    """One HDF5 file of a store: train, val, or crops_K (K random crops of each training image)."""
 
     kind: Literal["latent_shard"] = "latent_shard"
-    split: Literal["train", "val"]
+    split: str
     shard: int
     shards: int
     rows: int
@@ -115,10 +115,10 @@ class LatentShard(Artifact):
 
 
 class LatentManifest(Artifact):
-    """All shards of a split, in order."""
+    """All shards of a store, in order."""
 
     kind: Literal["latents"] = "latents"
-    split: Literal["train", "val"]
+    split: str
     rows: int
     shape: list[int]
     num_classes: int
@@ -133,7 +133,7 @@ class LatentVerification(Artifact):
     """What a reading of a split found: of all of it (full), or of evenly spread chunks (quick)."""
 
     kind: Literal["latent_verification"] = "latent_verification"
-    split: Literal["train", "val"]
+    split: str
     scope: Literal["full", "quick"] = "full"
     rows_looked_at: int
     not_looked_at: list[str] = Field(default_factory=list)

@@ -59,6 +59,16 @@ class Latents(Section):
     )
     resources: Resources = operation(Resources(), "one shard job")
 
+    def views_of(self, store: str) -> int:
+        """Latents per image of a store: train, val, or crops_K with K random crops."""
+        return int(store.removeprefix("crops_")) if store.startswith("crops_") else self.views
+
+    def shards_of(self, store: str) -> int:
+        """Files of a store: those of crops are as large as the training split's."""
+        if store == "val":
+            return self.shards_val
+        return self.shards_train * max(1, self.views_of(store) // self.views)
+
 
 class Data(Section):
     """From archives to a verified latent store."""

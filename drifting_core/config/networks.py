@@ -75,9 +75,11 @@ class Encoder(Importable):
     norm_groups: Positive = Field(32, description="groups of the GroupNorms (largest divisor up to this)")
     mask_patch_size: Positive = Field(2, description="side of the masked latent patches")
     mask_ratio: Fraction = Field(0.5, description="probability that a patch is masked")
-    augmentation: Literal["online", "none"] = Field(
-        description="online: random resized crops of the images, encoded in the loop; none: the stored latents"
+    augmentation: Literal["online", "views", "none"] = Field(
+        description="online: random resized crops of the images, encoded in the loop; views: stored latents of such crops; "
+        "none: the latents of the centre crops"
     )
+    crop_views: Natural = Field(0, description="for augmentation: views; random crops that are stored per image")
     crop_scale: tuple[Fraction, Fraction] = Field((0.2, 1.0), description="area of the random crops")
     training: EncoderTraining = Field(description="optimisation")
     commit_every: Positive = operation(1000, "steps between committed states")
@@ -88,6 +90,16 @@ class Encoder(Importable):
     @classmethod
     def _is_published(cls, source: str) -> str:
         return _released_exists("encoder", source)
+
+    @model_validator(mode="after")
+    def _views_are_counted(self) -> Self:
+        if (self.augmentation == "views") != (self.crop_views > 0):
+            raise ValueError(
+                f"augmentation: {self.augmentation} and crop_views: {self.crop_views}; views needs some crops, no other does"
+            )
+        if self.augmentation == "views" and self.crop_scale != (0.2, 1.0):
+            raise ValueError(f"crop_scale: {list(self.crop_scale)}; stored crops have the scale [0.2, 1.0]")
+        return self
 
 
 class Generator(Importable):

@@ -117,6 +117,12 @@ def _misfits(config: Configuration) -> list[str]:
     )
     latents = config.data.latents
     must_divide(latents.chunk_rows * latents.views, latents.compute_batch, "data.latents.compute_batch and a chunk's images")
+    if config.encoder.crop_views:
+        must_divide(
+            latents.chunk_rows * config.encoder.crop_views,
+            latents.compute_batch,
+            "data.latents.compute_batch and a chunk's crops (encoder.crop_views)",
+        )
     if config.objective.bank.pushes_per_step < config.objective.classes_per_step:
         problems.append(
             "objective.bank.pushes_per_step must be at least objective.classes_per_step: labels come from the pushes"

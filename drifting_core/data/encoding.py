@@ -16,11 +16,11 @@ from torch import Tensor
 from drifting_core import config
 from drifting_core.artifacts import LatentContract, LatentShard, hashes, records
 from drifting_core.data import draws
-from drifting_core.data.images import BrokenImage, centre_crop_of, in_order, transforms
+from drifting_core.data.images import BrokenImage, centre_crop, crop_views, decode_rgb, in_order, pixels, transforms
 from drifting_core.data.index import ImageReader
 from drifting_core.data.journal import Journal
 from drifting_core.data.latents import require_few_rejects, write_shard
-from drifting_core.data.listing import Split
+from drifting_core.data.listing import images_of
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
 from drifting_core.provenance import code_version
@@ -39,42 +39,43 @@ class Encoder(Protocol):
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
-def contract_of(data: config.Data, tokenizer_sha256: str, scaling_factor: float) -> LatentContract:
-    """How latents of this configuration are made with the tokenizer of these weights and this scale."""
-    latents = data.latents
+def contract_of(data: config.Data, store: str, tokenizer_sha256: str, scaling_factor: float) -> LatentContract:
+    """How latents of this store are made with the tokenizer of these weights and this scale."""
+    latents, crops = data.latents, store.startswith("crops_")
+    views = [f"crop {view}" for view in range(1, latents.views_of(store) + 1)] if crops else list(VIEWS[: latents.views])
     return LatentContract(
         tokenizer_sha256=tokenizer_sha256,
         scaling_factor=scaling_factor,
         posterior=latents.posterior,
-        views=list(VIEWS[: latents.views]),
+        views=views,
         dtype=latents.dtype,
         precision=latents.precision,
-        pre_encode_transforms=transforms(data.image_size),
+        pre_encode_transforms=transforms(data.image_size, random_crops=crops),
     )
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which rows of the index a shard holds: [first, last), in blocks of a chunk of the store."""
+    """Which rows of the index a shard of a store holds: [first, last), in blocks of a chunk of the store."""
 
-    split: Split
+    store: str
     number: int
     of: int
     first: int
     last: int
 
     @classmethod
-    def of_split(cls, latents: config.Latents, split: Split, number: int, images: int) -> Shard:
+    def of_store(cls, latents: config.Latents, store: str, number: int, images: int) -> Shard:
         """Rows are cut evenly and in order over the shards. Raises Fault for a shard that does not exist."""
-        shards = latents.shards_train if split == "train" else latents.shards_val
+        shards = latents.shards_of(store)
         if not 0 <= number < shards:
-            raise Fault(f"--shard {number}: data.latents.shards_{split} is {shards}")
-        return cls(split, number, shards, images * number // shards, images * (number + 1) // shards)
+            raise Fault(f"--shard {number}: {store} has {shards} shard(s) (data.latents.shards_train, shards_val)")
+        return cls(store, number, shards, images * number // shards, images * (number + 1) // shards)
 
 
 def encode_shard(
     data: config.Data,
-    split: Split,
+    store: str,
     number: int,
     index: Path,
     tokenizer: Encoder,
@@ -84,7 +85,7 @@ def encode_shard(
     threads: int = 1,
     exact: Encoder | None = None,
 ) -> LatentShard:
-    """Encode one shard of `split` and write `output` (JSON) with its HDF5 file beside it.
+    """Encode one shard of a store (train, val or crops_K) and write `output` (JSON) with its HDF5 file beside it.
 
     Each finished chunk is kept in a journal, so that a job that is killed at any moment loses at most one; the HDF5 file is
     written once, at the end. Unreadable images are listed and left out. `exact`: the same tokenizer in float32, where
@@ -93,11 +94,11 @@ def encode_shard(
     Raises Fault when more images are unreadable than data.max_rejects (and names them all), when a latent is not finite,
     when the precision is too coarse, or when the disk is full.
     """
-    reader = ImageReader(index, split, data.archives)
-    shard = Shard.of_split(data.latents, split, number, len(reader))
+    reader = ImageReader(index, images_of(store), data.archives)
+    shard = Shard.of_store(data.latents, store, number, len(reader))
     inputs = hashes({"index": index, "tokenizer": tokenizer_manifest})
     precision_error = _precision_error(reader, shard, data, tokenizer, exact) if exact else None
-    work = {"configuration": configuration, "inputs": inputs, "split": split, "shard": number}
+    work = {"configuration": configuration, "inputs": inputs, "store": store, "shard": number}
     with Journal(output.with_name(f".{output.stem}.journal"), work) as journal:
         _encode_the_rest(journal, reader, shard, data, tokenizer, threads)
         rejects = [name for record in journal.records() for name in record.description["rejects"]]
@@ -107,7 +108,7 @@ def encode_shard(
             raise Fault(
                 f"{output}: no readable image in rows {shard.first} to {shard.last - 1}; fewer shards, or other images"
             )
-        contract, file = contract_of(data, tokenizer.sha256, tokenizer.scaling_factor), output.with_suffix(".h5")
+        contract, file = contract_of(data, store, tokenizer.sha256, tokenizer.scaling_factor), output.with_suffix(".h5")
         shape = tuple(next(journal.records()).description["shape"])
         blocks = (record.array(contract.dtype, (-1, len(contract.views), *shape)) for record in journal.records())
         names = [reader.names[row] for row in rows]
@@ -117,7 +118,7 @@ def encode_shard(
             code=code_version(),
             inputs=inputs,
             files=records(output.parent, [file.name]),
-            split=split,
+            split=store,
             shard=number,
             shards=shard.of,
             rows=len(rows),
@@ -139,26 +140,30 @@ def _encode_the_rest(
     first = min(shard.first + len(journal) * step, shard.last)
     if len(journal):
         log.info("going on at image %d of %d", first - shard.first, shard.last - shard.first)
-    progress = Progress(f"encode {shard.split} {shard.number}", shard.last - shard.first, first - shard.first, unit="images")
+    progress = Progress(f"encode {shard.store} {shard.number}", shard.last - shard.first, first - shard.first, unit="images")
     rejected = sum(len(record.description["rejects"]) for record in journal.records())
-    for rows, crops, rejects in _blocks(reader, range(first, shard.last), data, threads):
-        latents = encode_rows(crops, rows, shard.split, data.latents, tokenizer, reader.names)
+    for rows, crops, rejects in _blocks(reader, shard.store, range(first, shard.last), data, threads):
+        latents = encode_rows(crops, rows, shard.store, data.latents, tokenizer, reader.names)
         journal.append({"rows": rows, "rejects": rejects, "shape": list(latents.shape[2:])}, latents)
         rejected += len(rejects)
         progress.advance(len(rows) + len(rejects), f"{rejected} rejects")
 
 
 def _blocks(
-    reader: ImageReader, rows: range, data: config.Data, threads: int
+    reader: ImageReader, store: str, rows: range, data: config.Data, threads: int
 ) -> Iterator[tuple[list[int], NDArray[np.uint8], list[str]]]:
-    """Rows, their crops uint8 (R, 3, S, S) and names of rejected images, per chunk of the store, decoded ahead."""
-    size, step = data.image_size, data.latents.chunk_rows
+    """Rows, their views uint8 (R, V, 3, S, S) and names of rejected images, per chunk of the store, decoded ahead."""
+    size, step, views = data.image_size, data.latents.chunk_rows, data.latents.views_of(store)
 
     def crop(row: int) -> NDArray[np.uint8] | BrokenImage:
         try:
-            return centre_crop_of(reader, row, size)
+            image = decode_rgb(reader.read(row), reader.names[row])
         except BrokenImage as broken:
             return broken
+        if store.startswith("crops_"):
+            return crop_views(image, size, row, views, data.latents.seed)
+        centre = pixels(centre_crop(image, size))
+        return np.stack([centre, centre[..., ::-1]][:views])
 
     held, crops, rejected = list[int](), list[NDArray[np.uint8]](), list[str]()
     for row, made in in_order(rows, crop, threads, ahead=2 * step):
@@ -169,7 +174,7 @@ def _blocks(
             held.append(row)
             crops.append(made)
         if len(held) + len(rejected) == step or row == rows[-1]:
-            yield held, np.stack(crops) if crops else np.empty((0, 3, size, size), np.uint8), rejected
+            yield held, np.stack(crops) if crops else np.empty((0, views, 3, size, size), np.uint8), rejected
             held, crops, rejected = [], [], []
 
 
@@ -179,11 +184,11 @@ def _precision_error(reader: ImageReader, shard: Shard, data: config.Data, token
     Computed anew by a job that goes on, so that the shard's record does not depend on interruptions. Raises Fault beyond
     data.latents.precision_tolerance.
     """
-    blocks = _blocks(reader, range(shard.first, shard.last), data, threads=1)
+    blocks = _blocks(reader, shard.store, range(shard.first, shard.last), data, threads=1)
     crops = next((crops for _, crops, _ in blocks if len(crops)), None)
     if crops is None:
         return 0.0  # a shard without a readable image has a fault of its own
-    images = torch.from_numpy(crops[: data.latents.compute_batch])
+    images = torch.from_numpy(crops).flatten(0, 1)[: data.latents.compute_batch]
     (found, _), (expected, _) = tokenizer.encode_moments(images), exact.encode_moments(images)
     error = float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
     log.info("tokenizer in %s: relative error %.2g of the first batch, against float32", data.latents.precision, error)
@@ -198,34 +203,33 @@ def _precision_error(reader: ImageReader, shard: Shard, data: config.Data, token
 def encode_rows(
     crops: NDArray[np.uint8],
     rows: list[int],
-    split: Split,
+    store: str,
     latents: config.Latents,
     tokenizer: Encoder,
     names: list[str],
 ) -> NDArray[np.floating]:
-    """Scaled latents (R, views, C, H, W) of crops uint8 (R, 3, S, S); `rows` are their places in the index.
+    """Scaled latents (R, V, C, H, W) of views uint8 (R, V, 3, S, S); `rows` are their places in the index.
 
-    The posterior's noise is a function of (seed, split, row, view). The tokenizer always sees `compute_batch` images,
+    The posterior's noise is a function of (seed, store, row, view). The tokenizer always sees `compute_batch` images,
     the last of them padding, because bits depend on the batch's size.
     """
-    images = torch.from_numpy(crops)
-    stacked = torch.stack([images, images.flip(-1)][: latents.views], dim=1).flatten(0, 1)
-    owners = torch.tensor(rows).repeat_interleave(latents.views) * latents.views
-    owners += torch.arange(latents.views).repeat(len(rows))
+    views = crops.shape[1]
+    stacked = torch.from_numpy(crops).flatten(0, 1)
+    owners = torch.tensor(rows).repeat_interleave(views) * views + torch.arange(views).repeat(len(rows))
     parts = []
     for batch, owner in zip(stacked.split(latents.compute_batch), owners.split(latents.compute_batch), strict=True):
         padding = (0, 0, 0, 0, 0, 0, 0, latents.compute_batch - len(batch))
         mean, std = (part[: len(batch)].cpu() for part in tokenizer.encode_moments(torch.nn.functional.pad(batch, padding)))
         if latents.posterior == "sample":
-            noise = draws.normal_rows(draws.key(latents.seed, "posterior", split), owner, mean.shape[1:])
+            noise = draws.normal_rows(draws.key(latents.seed, "posterior", store), owner, mean.shape[1:])
             mean = mean + std * noise
         parts.append((mean * tokenizer.scaling_factor).to(getattr(torch, latents.dtype)))
     found = torch.cat(parts)
     finite = found.flatten(1).isfinite().all(dim=1)
     if not finite.all():
-        row = rows[int(finite.int().argmin()) // latents.views]
+        row = rows[int(finite.int().argmin()) // views]
         raise Fault(
-            f"{split} image {names[row]}: its latent is not finite in {latents.dtype} (largest finite: "
+            f"{store} image {names[row]}: its latent is not finite in {latents.dtype} (largest finite: "
             f"{found[found.isfinite()].abs().max().item():.3g}); set data.latents.precision or dtype to float32"
         )
-    return found.unflatten(0, (len(rows), latents.views)).numpy()
+    return found.unflatten(0, (len(rows), views)).numpy()

@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from drifting_core.data import draws
 from drifting_core.faults import Fault
 
 # The transforms before the encoder, in order, as artifacts record them.
@@ -26,6 +28,14 @@ CENTRE_CROP_TRANSFORMS = (
     "centre crop {size} x {size}",
     "x / 127.5 - 1",
 )
+RANDOM_CROP_TRANSFORMS = (
+    CENTRE_CROP_TRANSFORMS[0],
+    "random crop of area {scale[0]} to {scale[1]} and aspect 3/4 to 4/3, seeded per image and view",
+    "resize to {size} x {size} with BICUBIC",
+    "mirror half of the crops",
+    CENTRE_CROP_TRANSFORMS[-1],
+)
+CROP_SCALE = (0.2, 1.0)  # area of a random crop, relative to the image
 Made = TypeVar("Made")
 
 _TRIES = 10
@@ -48,8 +58,9 @@ class Reader(Protocol):
     def read(self, row: int) -> bytes: ...
 
 
-def transforms(size: int) -> list[str]:
-    return [step.format(size=size) for step in CENTRE_CROP_TRANSFORMS]
+def transforms(size: int, *, random_crops: bool = False) -> list[str]:
+    steps = RANDOM_CROP_TRANSFORMS if random_crops else CENTRE_CROP_TRANSFORMS
+    return [step.format(size=size, scale=CROP_SCALE) for step in steps]
 
 
 def decode_rgb(content: bytes, name: str) -> Image.Image:
@@ -113,6 +124,13 @@ def _random_box(
     elif full_width / full_height > ratio[1]:
         width = round(height * ratio[1])
     return (full_width - width) // 2, (full_height - height) // 2, width, height
+
+
+def crop_views(image: Image.Image, size: int, row: int, views: int, seed: int) -> NDArray[np.uint8]:
+    """Random crops uint8 (views, 3, size, size) of the image of this row: a function of (seed, row, view)."""
+    owners = torch.arange(row * views, (row + 1) * views)
+    uniforms = draws.uniform_rows(draws.key(seed, "crop view"), owners, CROP_UNIFORMS).tolist()
+    return np.stack([pixels(random_resized_crop(image, size, of_view, CROP_SCALE)) for of_view in uniforms])
 
 
 def pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from drifting_core import config
 from drifting_core.artifacts import Index, LatentContract, LatentManifest, LatentShard, hashes
 from drifting_core.data.hdf5 import publish_hdf5
-from drifting_core.data.listing import Split
+from drifting_core.data.listing import images_of
 from drifting_core.faults import Fault
 from drifting_core.provenance import code_version
 
@@ -92,26 +92,27 @@ def _rechunked(blocks: Iterable[NDArray[np.floating]], rows: int) -> Iterator[ND
 
 
 def combine(
-    split: Split, data: config.Data, index: Path, shards: list[Path], output: Path, configuration: str
+    store: str, data: config.Data, index: Path, shards: list[Path], output: Path, configuration: str
 ) -> LatentManifest:
-    """Write the manifest of a split from its shards' JSON files (beside which the HDF5 files lie), in shard order.
+    """Write the manifest of a store from its shards' JSON files (beside which the HDF5 files lie), in shard order.
 
     Raises Fault when a shard is missing or made under another contract, when rows are missing, or when more images were
     rejected than data.max_rejects tolerates.
     """
     parts = [LatentShard.read(path) for path in shards]
     found = [(part.split, part.shard) for part in parts]
-    if found != [(split, shard) for shard in range(parts[0].shards)]:
-        raise Fault(f"{output}: found the shards {found}, expected all {parts[0].shards} of {split}, in order")
+    if found != [(store, shard) for shard in range(parts[0].shards)]:
+        raise Fault(f"{output}: found the shards {found}, expected all {parts[0].shards} of {store}, in order")
     for path, part in zip(shards, parts, strict=True):
         require_same_contract(part.contract, parts[0].contract, str(path), str(shards[0]))
     rejects = [name for part in parts for name in part.rejects]
     require_few_rejects(rejects, data.max_rejects)
     rows, held = sum(part.rows for part in parts), Index.read(index)
-    if rows + len(rejects) != held.splits[split].images:
+    images = held.splits[images_of(store)].images
+    if rows + len(rejects) != images:
         raise Fault(
-            f"{output}: the shards hold {rows} rows and {len(rejects)} rejects, the index has "
-            f"{held.splits[split].images} images; remove the shards' JSON files to encode again"
+            f"{output}: the shards hold {rows} rows and {len(rejects)} rejects, the index has {images} images; remove the "
+            "shards' JSON files to encode again"
         )
     files = {name: record for part in parts for name, record in part.files.items()}
     made = LatentManifest(
@@ -119,7 +120,7 @@ def combine(
         code=code_version(),
         inputs=hashes({"index": index} | {path.stem: path for path in shards}),
         files=files,
-        split=split,
+        split=store,
         rows=rows,
         shape=parts[0].shape,
         num_classes=len(held.wnids),

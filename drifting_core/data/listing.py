@@ -17,6 +17,11 @@ from drifting_core.faults import Fault
 Split = Literal["train", "val"]
 
 
+def images_of(store: str) -> Split:
+    """The images that a latent store (train, val or crops_K) is made of."""
+    return "val" if store == "val" else "train"
+
+
 @dataclass(frozen=True)
 class Table:
     """One row per image: byte offset int64, length int32, class int16 and name (bytes).

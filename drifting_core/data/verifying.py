@@ -15,7 +15,7 @@ from drifting_core import config
 from drifting_core.artifacts import Index, LatentManifest, LatentVerification, check_file, hashes
 from drifting_core.data.index import FILE, read_table
 from drifting_core.data.latents import damaged, open_shard
-from drifting_core.data.listing import Table
+from drifting_core.data.listing import Table, images_of
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
 from drifting_core.provenance import code_version
@@ -79,7 +79,7 @@ def verify(data: config.Data, index: Path, latents: Path, output: Path, configur
             ids += [identity.decode() for identity in _whole(path, file["ids"])]
         if full:
             check_file(path, manifest.files[name])
-    table = read_table(index.parent / FILE, split)
+    table = read_table(index.parent / FILE, images_of(split))
     _require_index(latents, manifest, table, ids, np.concatenate(labels))
     counts = np.bincount(np.concatenate(labels), minlength=len(held.wnids))
     _require_histogram(latents, manifest, data.expected, counts)
@@ -167,8 +167,9 @@ def _require_index(latents: Path, manifest: LatentManifest, table: Table, ids: l
 def _require_histogram(
     latents: Path, manifest: LatentManifest, expected: config.Expected, counts: NDArray[np.int64]
 ) -> None:
-    images = expected.train_images if manifest.split == "train" else expected.val_images
-    fewest, most = expected.train_per_class if manifest.split == "train" else expected.val_per_class
+    split = images_of(manifest.split)
+    images = expected.train_images if split == "train" else expected.val_images
+    fewest, most = expected.train_per_class if split == "train" else expected.val_per_class
     rejected = len(manifest.rejects)
     if len(counts) != expected.classes or int(counts.sum()) + rejected != images:
         raise Fault(
@@ -177,6 +178,6 @@ def _require_histogram(
         )
     if counts.min() + rejected < fewest or counts.max() > most:
         raise Fault(
-            f"{latents}: classes have {counts.min()} to {counts.max()} rows; data.expected.{manifest.split}_per_class is "
+            f"{latents}: classes have {counts.min()} to {counts.max()} rows; data.expected.{split}_per_class is "
             f"{fewest} to {most}"
         )

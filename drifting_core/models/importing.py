@@ -66,7 +66,7 @@ def import_network(
         source.architecture,
         step=source.step if step is None else step,
         ema_decay=source.ema_decay,
-        latents=contract_of(parts["data"], manifest.weights_sha256, manifest.scaling_factor),
+        latents=contract_of(parts["data"], "train", manifest.weights_sha256, manifest.scaling_factor),
         configuration=configuration,
         inputs=hashes({"tokenizer": tokenizer} | ({"fetched": fetched} if fetched else {})),
         imported=Imported(source=section.source, step=source.step, weights_sha256=source.weights_sha256),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from drifting_core.training.state import StateFolder
 
 log = logging.getLogger(__name__)
 
+_CROPS = ("crops", "crops_verification")  # roles of what an encoder with augmentation: views also reads
+
 
 def train_encoder(
     parts: Mapping[str, Any],
@@ -33,6 +35,7 @@ def train_encoder(
     verification: Path,
     tokenizer: Path,
     index: Path,
+    crops: Sequence[Path],
     output: Path,
     threads: int,
     stop: StopRequest,
@@ -54,6 +57,13 @@ def train_encoder(
             device=on,
             threads=threads,
         )
+    if encoder.augmentation == "views":
+        of_crops, crops_verification = crops
+        stored = _verified_store(of_crops, crops_verification, parts["data"].latents.residency, on)
+        # Crops differ from the centre crops in what was encoded, and in nothing else.
+        seen = {"views": store.contract.views, "pre_encode_transforms": store.contract.pre_encode_transforms}
+        store.require_contract(stored.contract.model_copy(update=seen), str(stored.path))
+        source = mae.StoredLatents(stored)
     trainee = mae.MaskedTraining(encoder, store, source, on)
     state = StateFolder(output.parent / "state", configuration)
     _write_snapshot(output.parent)
@@ -65,7 +75,7 @@ def train_encoder(
     EncoderTrained(
         configuration=configuration,
         code=code_version(),
-        inputs=hashes({"latents": latents, "verification": verification}),
+        inputs=hashes({"latents": latents, "verification": verification, **dict(zip(_CROPS, crops, strict=False))}),
         files=state.record(steps),
         step=steps,
     ).write(output)

@@ -135,12 +135,12 @@ def test_a_disk_that_is_too_small_for_the_hdf5_file_is_a_message_not_a_crash(sma
     path.write_bytes(b"older")
     with (
         pytest.raises(Fault, match=r"shard_0.h5: cannot be written: .*No space left on device; free space"),
-        publish_hdf5(path) as w,
+        publish_hdf5(path) as writer,
     ):
-        data = w.file.create_dataset("latents", (100, 1000), "f8", chunks=(1, 1000), fletcher32=True)
+        data = writer.file.create_dataset("latents", (100, 1000), "f8", chunks=(1, 1000), fletcher32=True)
         for row in range(100):
             data[row] = row
-            w.check()
+            writer.check()
     assert path.read_bytes() == b"older"
     assert [file.name for file in small_disk.iterdir()] == ["shard_0.h5"]
 

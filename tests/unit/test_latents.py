@@ -17,7 +17,7 @@ from torch import Tensor
 
 from drifting_core import config
 from drifting_core.artifacts import FileRecord, LatentManifest, LatentShard, LatentVerification
-from drifting_core.data import encoding, latents, packing, verifying
+from drifting_core.data import encoding, images, latents, packing, verifying
 from drifting_core.data import index as images_index
 from drifting_core.faults import Fault
 
@@ -108,7 +108,7 @@ def test_rows_are_scaled_latents_of_the_photo_and_its_mirror(packed: Path, store
     rows = torch.arange(len(store))
     plain, mirrored = store.gather(rows, torch.zeros_like(rows)), store.gather(rows, torch.ones_like(rows))
     for row in (0, 7, 8, 24, 25, 49):
-        crop = encoding.centre_crop_of(reader, row, 32)
+        crop = images.centre_crop_of(reader, row, 32)
         expected = (2 * Halves().encode_moments(torch.from_numpy(crop)[None])[0][0]).half().float()
         assert torch.equal(plain[row], expected)
         assert torch.equal(mirrored[row], expected.flip(-1))

@@ -158,24 +158,44 @@ def require_same_contract(found: LatentContract, expected: LatentContract, name:
 
 
 class _Mapped:
-    """A shard's file as overlapping records of one latent each, found by the byte offset of their chunk."""
+    """All shards, mapped, as one array of records: a record is one latent.
 
-    def __init__(self, path: Path, dataset: h5py.Dataset) -> None:
-        self._chunk_rows, self._views = dataset.chunks[0], dataset.shape[1]
-        self._offsets = np.empty(dataset.id.get_num_chunks(), np.int64)
-        dataset.id.chunk_iter(self._keep)
-        flat = np.memmap(path, np.uint8, "r")
-        self._size = int(np.prod(dataset.shape[2:])) * dataset.dtype.itemsize
-        # One record begins at every byte; numpy copies whole records, whatever the chunks' alignment is.
-        kind = np.dtype((np.void, self._size))
-        self._records: NDArray[np.void] = np.ndarray((len(flat) - self._size + 1,), kind, flat, strides=(1,))
+    A record begins at every byte between the first and the last mapped address, so that one call of numpy gathers rows
+    of all shards into their places. Most of these records lie nowhere: only places that were noted for a row are read.
+    """
 
-    def _keep(self, chunk: h5py.h5d.StoreInfo) -> None:
-        self._offsets[chunk.chunk_offset[0] // self._chunk_rows] = chunk.byte_offset
+    def __init__(self, size: int) -> None:
+        """`size`: bytes of a latent."""
+        self._size = size
+        self._maps: list[NDArray[np.uint8]] = []
+        self._offsets: list[NDArray[np.int64]] = []  # byte offset of each row of each shard
+
+    def add(self, path: Path, dataset: h5py.Dataset) -> None:
+        """Map one more shard (rows, views, C, H, W) and note where its rows are: those of a chunk lie together."""
+        chunk_rows = dataset.chunks[0]
+        chunks = np.empty(dataset.id.get_num_chunks(), np.int64)
+
+        def keep(chunk: h5py.h5d.StoreInfo) -> None:
+            chunks[chunk.chunk_offset[0] // chunk_rows] = chunk.byte_offset
+
+        dataset.id.chunk_iter(keep)
+        chunk, inside = np.divmod(np.arange(len(dataset)), chunk_rows)
+        self._offsets.append(chunks[chunk] + inside * dataset.shape[1] * self._size)
+        self._maps.append(np.memmap(path, np.uint8, "r"))
+
+    def join(self) -> None:
+        """Call once, after the last shard."""
+        address = np.array([shard.ctypes.data for shard in self._maps], np.int64)
+        first, last = int(address.argmin()), int(address.argmax())
+        span = int(address[last] - address[first]) + len(self._maps[last]) - self._size + 1
+        head = np.ndarray((1,), np.dtype((np.void, self._size)), self._maps[first])
+        self._records = np.lib.stride_tricks.as_strided(head, (span,), (1,), writeable=False)
+        places = zip(self._offsets, address - address[first], strict=True)
+        self._place = np.concatenate([offsets + place for offsets, place in places])  # of each row, in the records
 
     def read(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.void]:
-        chunk, inside = np.divmod(rows, self._chunk_rows)
-        return self._records[self._offsets[chunk] + (inside * self._views + views) * self._size]
+        """The records of (row, view) pairs, all of which exist: the caller has looked."""
+        return self._records[self._place[rows] + views * self._size]
 
 
 class LatentStore:
@@ -200,14 +220,14 @@ class LatentStore:
         self.views = len(self.contract.views)
         self.num_classes = self.manifest.num_classes
         self._dtype = np.dtype(self.contract.dtype)
-        self._starts = np.cumsum([0, *self.manifest.shard_rows])
-        self._shards: list[_Mapped] = []
+        self._mapped = _Mapped(channels * height * width * self._dtype.itemsize)
         labels, self.ids = [], list[str]()
         for name, rows in zip(self.manifest.shards, self.manifest.shard_rows, strict=True):
             with open_shard(manifest.parent / name, self.manifest, rows) as file:
                 labels.append(np.asarray(file["labels"][:], np.int64))
                 self.ids += [identity.decode() for identity in file["ids"][:]]
-                self._shards.append(_Mapped(manifest.parent / name, file["latents"]))
+                self._mapped.add(manifest.parent / name, file["latents"])
+        self._mapped.join()
         self.labels = torch.from_numpy(np.concatenate(labels))
         self._resident = None if residency == "mmap" else self._copy(torch.device(device if residency == "gpu" else "cpu"))
 
@@ -233,7 +253,8 @@ class LatentStore:
     def gather_stored(self, rows: Tensor, views: Tensor) -> Tensor:
         """As `gather`, in the stored number format: half the bytes on the way to a GPU."""
         row, view = rows.numpy(), views.numpy()
-        if len(row) and (row.min() < 0 or row.max() >= len(self) or view.min() < 0 or view.max() >= self.views):
+        # As unsigned numbers, negative ones are beyond every end.
+        if (row.view(np.uint64) >= len(self)).any() or (view.view(np.uint64) >= self.views).any():
             raise IndexError(
                 f"{self.path}: rows {row.min()} to {row.max()} and views {view.min()} to {view.max()} were asked for; "
                 f"it has {len(self)} rows and {self.views} views"
@@ -243,12 +264,8 @@ class LatentStore:
         return self._read(row, view)
 
     def _read(self, row: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
-        found = np.empty(len(row), np.dtype((np.void, int(np.prod(self.shape)) * self._dtype.itemsize)))
-        shard_of = np.searchsorted(self._starts, row, side="right") - 1
-        for number in np.unique(shard_of):
-            here = np.flatnonzero(shard_of == number)
-            found[here] = self._shards[number].read(row[here] - self._starts[number], view[here])
-        return torch.from_numpy(found.view(self._dtype).reshape(len(row), *self.shape))
+        found = self._mapped.read(row, view).view(self._dtype)
+        return torch.from_numpy(found.reshape(len(row), *self.shape))
 
     def require_contract(self, other: LatentContract, name: str) -> None:
         """Raises Fault showing both contracts where they differ; `name` is what was made under `other`."""

@@ -112,6 +112,12 @@ def make_reference(
         precision_recall_images=held_out.done,
         real_accuracy=held_out.right / held_out.done if record.network == "classifier" else None,
     ).write(manifest)
+    for name in (TRAIN_FEATURES, MANIFOLD):
+        _journal_of(manifest.parent / name).unlink()
+
+
+def _journal_of(cache: Path) -> Path:
+    return cache.with_name(f".{cache.stem}.journal")
 
 
 class _Batch(NamedTuple):
@@ -152,16 +158,15 @@ class _Pass:
     def write(self, path: Path, record: FeatureNetwork, work: dict[str, Any]) -> Moments:
         """Publish the cache at `path` while the moments add up, in float64.
 
-        Each finished batch is kept in a journal, so that a job that is killed loses at most one.
+        Each finished batch is kept in a journal, so that a job that is killed loses at most one. The caller removes the
+        journals when everything is published.
         """
-        with Journal(path.with_name(f".{path.stem}.journal"), {**work, "split": self.split}) as journal:
+        with Journal(_journal_of(path), {**work, "split": self.split}) as journal:
             self._fill(journal)
             self.done = sum(len(found.description["rows"]) for found in journal.records())
             self.right = sum(found.description["right"] for found in journal.records())
             with publish_hdf5(path) as writer:
-                moments = self._store(writer, record, journal)
-            journal.remove()
-        return moments
+                return self._store(writer, record, journal)
 
     def _fill(self, journal: Journal) -> None:
         """Compute the batches that the journal does not hold yet."""

@@ -24,7 +24,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def latents(self, rows: Tensor, views: Tensor, step: int) -> Tensor:
-        """(B, C, H, W) of these rows and views, for this step."""
+        """(B, C, H, W) of these rows and views, for this step; float16 or float32, on any device."""
 
 
 class StoredLatents:
@@ -37,7 +37,7 @@ class StoredLatents:
         return len(self.store)
 
     def latents(self, rows: Tensor, views: Tensor, step: int) -> Tensor:
-        return self.store.gather(rows, views)
+        return self.store.gather_stored(rows, views)
 
 
 class MaskedTraining:
@@ -73,7 +73,7 @@ class MaskedTraining:
 
     def advance(self, step: int) -> dict[str, Any]:
         rows, views = self.stream.take(step * self.recipe.batch, self.recipe.batch)
-        latents = self.source.latents(rows, views, step).to(self.device)
+        latents = self.source.latents(rows, views, step).to(self.device).to(torch.float32)
         labels = self.source.labels[rows].to(self.device)
         grid = self.model.mask_grid(*latents.shape[2:])
         uniforms = draws.uniform(draws.key(self.recipe.seed, "mask", step), (len(rows), *grid), device=self.device)

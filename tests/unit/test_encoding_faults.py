@@ -17,13 +17,13 @@ from drifting_core.artifacts import LatentShard
 from drifting_core.data import encoding
 from drifting_core.data.hdf5 import publish_hdf5
 from drifting_core.faults import Fault
-from tests.unit.test_latents import HASH, Halves, encode, packed, section  # noqa: F401 (a fixture)
+from tests.unit.latent_samples import Halves, encode, section
 
 PROGRAM = """
 import sys, time
 from pathlib import Path
 from drifting_core.data import encoding
-from tests.unit.test_latents import HASH, Halves, section
+from tests.unit.latent_samples import HASH, Halves, section
 
 class Slow(Halves):
     def encode_moments(self, images):
@@ -39,14 +39,14 @@ encoding.encode_shard(
 """
 
 
-def start(packed: Path, folder: Path, wrapper: tuple[str, ...] = ()) -> subprocess.Popen[str]:  # noqa: F811
+def start(packed: Path, folder: Path, wrapper: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     (folder / "tokenizer.json").write_text("{}")
     command = [*wrapper, sys.executable, "-c", PROGRAM, str(packed), str(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_five_kills_lose_a_chunk_each_at_most_and_change_no_byte(packed: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_five_kills_lose_a_chunk_each_at_most_and_change_no_byte(packed: Path, tmp_path: Path) -> None:
     """13 chunks of 4 images; after each SIGKILL the journal holds at least what was finished when it came."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(packed, whole).wait() == 0
@@ -69,7 +69,7 @@ def test_five_kills_lose_a_chunk_each_at_most_and_change_no_byte(packed: Path, t
     assert sorted(path.name for path in killed.iterdir()) == ["shard_0.h5", "shard_0.json", "tokenizer.json"]
 
 
-def test_a_job_that_goes_on_encodes_only_what_is_missing(packed: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_job_that_goes_on_encodes_only_what_is_missing(packed: Path, tmp_path: Path) -> None:
     class Stops(Halves):
         def encode_moments(self, images):  # type: ignore[no-untyped-def]
             if len(self.batches) == 6:
@@ -88,7 +88,7 @@ def test_a_job_that_goes_on_encodes_only_what_is_missing(packed: Path, tmp_path:
     assert len(again) == 7, "the journal of a published shard is gone"
 
 
-def test_a_journal_of_other_work_is_not_used(packed: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_journal_of_other_work_is_not_used(packed: Path, tmp_path: Path) -> None:
     data = section(packed, latents={"shards_train": 1})
     encode(data, packed, tmp_path / "a")
     (tmp_path / "b").mkdir()
@@ -113,7 +113,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", place], check=True)
 
 
-def test_a_disk_that_fills_up_while_encoding_keeps_what_is_finished(packed: Path, small_disk: Path) -> None:  # noqa: F811
+def test_a_disk_that_fills_up_while_encoding_keeps_what_is_finished(packed: Path, small_disk: Path) -> None:
     """50 images of 8 kB do not fit into 200 kB; with room the job goes on where it was."""
     data = section(packed, latents={"shards_train": 1, "chunk_rows": 4, "compute_batch": 4})
     with pytest.raises(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +16,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from drifting_core import config
 from drifting_core.artifacts import FileRecord, LatentManifest, LatentShard, LatentVerification
-from drifting_core.data import encoding, images, latents, packing, verifying
+from drifting_core.data import encoding, images, latents, packing, photos, verifying
 from drifting_core.data import index as images_index
 from drifting_core.faults import Fault
-
-HASH = "0" * 64
-TRAIN, VAL = 5, 2  # photos of each class
-
-
-class Halves:
-    """A tokenizer that needs no training: 2x2 means of the image and of its first channel; the variance is given."""
-
-    scaling_factor = 2.0
-    sha256 = "1" * 64
-    precision = "float32"
-
-    def __init__(self, std: float = 0.1, batches: list[int] | None = None) -> None:
-        self.std, self.batches = std, batches if batches is not None else []
-
-    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        self.batches.append(len(images))
-        pooled = torch.nn.functional.avg_pool2d(images.float() / 127.5 - 1, 2)
-        mean = torch.cat([pooled, pooled[:, :1]], dim=1)
-        return mean, torch.full_like(mean, self.std)
-
-
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Archives and index of a few photos, made once."""
-    folder = tmp_path_factory.mktemp("packed")
-    data = section(folder)
-    packing.pack(data, folder / "packed.json", HASH)
-    images_index.check(data, folder / "archives.json", HASH)
-    images_index.index(data, folder / "archives.json", folder / "index.json", HASH)
-    return folder
-
-
-def section(packed: Path, **changed: Any) -> config.Data:
-    values = {
-        "name": "photos",
-        "archives": {role: str(packed / file) for role, file in
-                     {"train": "train.tar", "val": "val.tar", "devkit": "devkit.tar.gz"}.items()},
-        "expected": {"classes": 10, "train_images": 10 * TRAIN, "val_images": 10 * VAL,
-                     "train_per_class": [TRAIN, TRAIN], "val_per_class": [VAL, VAL]},
-        "image_size": 32,
-        "latents": {"compute_batch": 8, "chunk_rows": 8, "shards_train": 2, **changed.pop("latents", {})},
-        **changed,
-    }  # fmt: skip
-    return config.Data.model_validate(values)
-
-
-def encode(data: config.Data, packed: Path, folder: Path, split: Any = "train", tokenizer: Any = None) -> Path:
-    """Encode and combine a split; returns its manifest."""
-    shards = data.latents.shards_train if split == "train" else data.latents.shards_val
-    paths = [folder / f"shard_{shard}.json" for shard in range(shards)]
-    (folder / "tokenizer.json").parent.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text("{}")
-    for shard, path in enumerate(paths):
-        encoding.encode_shard(
-            data, split, shard, packed / "index.json", tokenizer or Halves(), folder / "tokenizer.json", path, HASH
-        )
-    latents.combine(split, data, packed / "index.json", paths, folder / "manifest.json", HASH)
-    return folder / "manifest.json"
+from tests.unit.latent_samples import HASH, TRAIN, VAL, Halves, encode, section
 
 
 def verify(data: config.Data, packed: Path, manifest: Path) -> LatentVerification:
@@ -192,6 +138,43 @@ def test_a_store_is_made_anew_from_its_path_in_a_spawned_process(stored: Path) -
     assert torch.equal(copy.copy(store).gather(rows, rows * 0), store.gather(rows, rows * 0))
 
 
+@pytest.mark.parametrize("residency", ["mmap", "ram", "gpu"])
+def test_every_residency_gives_the_same_latents(stored: Path, residency: latents.Residency) -> None:
+    """On a machine without a GPU, `gpu` is the copy on the device that the job was given: the CPU."""
+    rows, views = torch.tensor([49, 0, 7, 7, 31]), torch.tensor([1, 0, 0, 1, 1])
+    store = latents.LatentStore(stored, residency, "cpu")
+    assert torch.equal(store.gather(rows, views), latents.LatentStore(stored).gather(rows, views))
+    assert store.gather_stored(rows, views).dtype == torch.float16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_latents_that_reside_on_a_gpu_are_gathered_there(stored: Path) -> None:
+    rows, views = torch.tensor([49, 0, 7]), torch.tensor([1, 0, 0])
+    found = latents.LatentStore(stored, "gpu", "cuda").gather(rows, views)
+    assert found.is_cuda
+    assert torch.equal(found.cpu(), latents.LatentStore(stored).gather(rows, views))
+
+
+def _sums(store: latents.LatentStore, rows: list[int]) -> list[float]:
+    chosen = torch.tensor(rows)
+    return store.gather(chosen, chosen % 2).double().sum(dim=(1, 2, 3)).tolist()
+
+
+@pytest.mark.parametrize("how", ["fork", "spawn", "threads"])
+def test_a_store_is_read_by_many_at_once(stored: Path, how: str) -> None:
+    """Opened before the fork, sent to a spawned process, shared by threads."""
+    store = latents.LatentStore(stored)
+    work = [(store, [(7 * task + 3 * row) % 50 for row in range(200)]) for task in range(8)]
+    expected = [_sums(*each) for each in work]
+    if how == "threads":
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda each: _sums(*each), work * 4)) == expected * 4
+    else:
+        with multiprocessing.get_context(how).Pool(2) as workers:
+            assert workers.starmap(_sums, work) == expected
+
+
 @pytest.mark.parametrize(("row", "view"), [(-1, 0), (10 * TRAIN, 0), (0, 2), (0, -1)])
 def test_rows_and_views_that_do_not_exist_are_refused(stored: Path, row: int, view: int) -> None:
     with pytest.raises(IndexError, match="it has 50 rows and 2 views"):
@@ -295,6 +278,86 @@ def test_another_histogram_than_expected_is_found(packed: Path, stored: Path, tm
         verifying.verify(data, packed / "index.json", stored, tmp_path / "verify.json", HASH)
 
 
+def test_quick_verification_says_what_it_did_not_look_at(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 of 25 chunks: the first, one in the middle, the last. Damage elsewhere is what it may miss."""
+    monkeypatch.setattr(verifying, "_QUICK_CHUNKS", 3)
+    how = {"latents": {"shards_train": 1, "chunk_rows": 2, "compute_batch": 4}}
+    manifest = encode(section(packed, **how), packed, tmp_path / "own")
+    quick = section(packed, verification="quick", **how)
+    found = verify(quick, packed, manifest)
+    assert (found.scope, found.rows_looked_at) == ("quick", 6)
+    assert found.not_looked_at == [
+        "the latents of 44 of 50 rows: checksums, finite values, moments",
+        "the SHA-256 of 1 shard file(s)",
+    ]
+    with h5py.File(manifest.parent / "shard_0.h5") as file:
+        offsets = [file["latents"].id.get_chunk_info(chunk).byte_offset for chunk in (1, 24)]
+    _flip(manifest.parent / "shard_0.h5", offsets[0] + 100)
+    verify(quick, packed, manifest)
+    _flip(manifest.parent / "shard_0.h5", offsets[1] + 100)
+    with pytest.raises(Fault, match=r"shard_0.h5: rows 48 to 49: checksum fails"):
+        verify(quick, packed, manifest)
+
+
+# --- random crops ---------------------------------------------------------------------------------------------------
+
+
+def test_stored_crops_are_functions_of_seed_image_and_view(packed: Path, tmp_path: Path) -> None:
+    how = {"posterior": "mean", "chunk_rows": 8, "compute_batch": 8}
+    data = section(packed, latents=how)
+    manifest = encode(data, packed, tmp_path / "crops", "crops_3")
+    store = latents.LatentStore(manifest)
+    assert (store.views, len(store), store.manifest.split) == (3, 10 * TRAIN, "crops_3")
+    assert store.contract.views == ["crop 1", "crop 2", "crop 3"]
+    assert "random crop of area 0.2 to 1.0" in store.contract.pre_encode_transforms[1]
+    assert verify(data, packed, manifest).total_items_manifest == 50
+    reader = images_index.ImageReader(packed / "index.json", "train", data.archives)
+    for row in (0, 8, 49):
+        crops = images.crop_views(images.decode_rgb(reader.read(row), "x"), 32, row, 3, seed=0)
+        expected = (2 * Halves().encode_moments(torch.from_numpy(crops))[0]).half().float()
+        assert torch.equal(store.gather(torch.full((3,), row), torch.arange(3)), expected)
+        assert not torch.equal(expected[0], expected[1])
+    other = section(packed, latents={**how, "shards_train": 3, "compute_batch": 4, "chunk_rows": 4})
+    again = latents.LatentStore(encode(other, packed, tmp_path / "other", "crops_3"))
+    rows = torch.arange(50)
+    assert torch.equal(again.gather(rows, rows % 3), store.gather(rows, rows % 3))
+
+
+# --- precision ------------------------------------------------------------------------------------------------------
+
+
+class Coarse(Halves):
+    """As a tokenizer that computes in a number format of few bits."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.error = error
+
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = super().encode_moments(images)
+        return mean * (1 + self.error), std
+
+
+def test_another_precision_is_compared_with_float32_on_the_first_batch(packed: Path, tmp_path: Path) -> None:
+    data = section(packed, latents={"precision": "bfloat16", "shards_train": 1})
+    (tmp_path / "tokenizer.json").write_text("{}")
+
+    def encode_with(error: float) -> LatentShard:
+        return encoding.encode_shard(
+            data, "train", 0, packed / "index.json", Coarse(error), tmp_path / "tokenizer.json", tmp_path / "shard_0.json",
+            HASH, exact=Halves(),
+        )  # fmt: skip
+
+    with pytest.raises(Fault, match=r"bfloat16 gives latents with a relative error of 0.2, .*tolerance is 0.05; set"):
+        encode_with(0.2)
+    assert not (tmp_path / "shard_0.h5").exists()
+    assert encode_with(0.01).precision_error == pytest.approx(0.01, rel=1e-3)
+    made = latents.combine("train", data, packed / "index.json", [tmp_path / "shard_0.json"], tmp_path / "m.json", HASH)
+    assert made.precision_error == pytest.approx(0.01, rel=1e-3)
+
+
 # --- faults of encoding ---------------------------------------------------------------------------------------------
 
 
@@ -328,6 +391,59 @@ def test_a_tolerated_reject_is_listed_and_left_out(with_broken_image: Path, tmp_
     assert held.rows == 49
     assert "n01639765_3.JPEG" not in latents.LatentStore(manifest).ids
     assert verify(data, with_broken_image, manifest).fewest_per_class == TRAIN - 1
+
+
+def _as(mode: str, form: str) -> Callable[[Image.Image], bytes]:
+    def write(image: Image.Image) -> bytes:
+        buffer = io.BytesIO()
+        image.convert(mode).save(buffer, form)
+        return buffer.getvalue()
+
+    return write
+
+
+def _broken_exif(image: Image.Image) -> bytes:
+    """An APP1 segment that promises more than it holds."""
+    content = _as("RGB", "jpeg")(image)
+    return content[:2] + b"\xff\xe1\x00\x12Exif\0\0II*\0\xff\xff\xff\xff\xff\xff" + content[2:]
+
+
+ODD: list[tuple[Callable[[Image.Image], bytes], bool]] = [
+    (_as("RGB", "png"), True), (_as("CMYK", "jpeg"), True), (_as("L", "jpeg"), True), (_broken_exif, True),
+    (lambda image: b"", False), (lambda image: _as("RGB", "jpeg")(image)[:500], False), (lambda image: b"x" * 900, False),
+]  # fmt: skip
+
+
+def test_odd_images_are_converted_and_broken_ones_are_all_named(tmp_path: Path) -> None:
+    """A PNG, CMYK, grey and one of broken EXIF, all named .JPEG, are encoded; what is no image is listed, whole."""
+    photos_of = photos.photos("train")
+    label = photos.WNIDS.index(min(photos.WNIDS))
+    classes = []
+    for index in sorted(range(10), key=photos.WNIDS.__getitem__):
+        files = [packing.jpeg(photo) for photo in photos_of[index, : len(ODD)]]
+        if index == label:
+            files = [write(Image.fromarray(photo)) for (write, _), photo in zip(ODD, photos_of[index], strict=False)]
+        named = [(f"{photos.WNIDS[index]}_{n}.JPEG", content) for n, content in enumerate(files)]
+        classes.append((f"{photos.WNIDS[index]}.tar", packing.tar_of(named)))
+    expected = {"classes": 10, "train_images": 10 * len(ODD), "val_images": 10 * VAL,
+                "train_per_class": [len(ODD)] * 2, "val_per_class": [VAL, VAL]}  # fmt: skip
+    data = section(tmp_path, expected=expected, latents={"shards_train": 1})
+    packing.pack(data, tmp_path / "packed.json", HASH)
+    (tmp_path / "train.tar").write_bytes(packing.tar_of(classes))
+    images_index.check(data, tmp_path / "archives.json", HASH)
+    images_index.index(data, tmp_path / "archives.json", tmp_path / "index.json", HASH)
+    names = [f"{photos.WNIDS[label]}_{n}.JPEG" for n, (_, whole) in enumerate(ODD) if not whole]
+    listed = r"\n".join(f"  {name}" for name in names)
+    with pytest.raises(Fault, match=rf"3 unreadable image\(s\), data.max_rejects is 0; .*\n{listed}"):
+        encode(data, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out/shard_0.h5").exists()
+    # Tolerated, the job goes on where it was: nothing is encoded again.
+    again: list[int] = []
+    allowed = data.model_copy(update={"max_rejects": 3})
+    manifest = encode(allowed, tmp_path, tmp_path / "out", tokenizer=Halves(batches=again))
+    assert again == []
+    assert LatentManifest.read(manifest).rejects == names
+    assert verify(allowed, tmp_path, manifest).total_items_manifest == 10 * len(ODD) - 3
 
 
 def test_a_latent_beyond_the_number_format_is_named(packed: Path, tmp_path: Path) -> None:

@@ -24,6 +24,22 @@ def test_any_division_of_the_positions_gives_the_same_samples(length: int, start
         assert torch.equal(joined, whole[place])
 
 
+@given(st.integers(1, 40), st.integers(0, 500), st.integers(0, 64))
+@settings(max_examples=100, deadline=None)
+def test_ranks_take_together_what_one_takes_from_any_position(length: int, position: int, count: int) -> None:
+    """The order is that of 1, 2 and 8 ranks, and of a job that resumes at any position with any number of them."""
+    whole = SampleStream(3, length, 2).take(0, position + count)
+    for world in (1, 2, 8):
+        parts = [SampleStream(3, length, 2).take_part(position, count, rank, world) for rank in range(world)]
+        for place in (0, 1):
+            assert torch.equal(torch.cat([part[place] for part in parts]), whole[place][position:])
+
+
+def test_a_rank_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        SampleStream(0, 10, 1).take_part(0, 4, 2, 2)
+
+
 def test_each_epoch_visits_every_row_once_in_another_order() -> None:
     stream = SampleStream(0, 100, 2)
     first, second = stream.take(0, 100)[0], stream.take(100, 100)[0]

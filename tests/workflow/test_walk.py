@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -46,8 +47,8 @@ def test_every_json_validates_and_records_where_it_comes_from(walk: Walk) -> Non
         assert values["configuration"], path
         assert values["code"].startswith("0."), path
         assert values["inputs"] or values["kind"] in ("packed_images", "archives", "run", "state"), path
-    # What this walk does not make: downloads, and the experiment of `make toy`.
-    assert found == set(models) - {"fetched", "toy_experiment"}
+    # What this walk does not make: downloads, files that somebody must ask for, and the experiment of `make toy`.
+    assert found == set(models) - {"fetched", "image_folder", "toy_experiment"}
 
 
 def descendants(model: type[BaseModel]) -> list[Any]:
@@ -184,6 +185,59 @@ def test_a_truncated_table_is_made_again_not_believed(walk: Walk, tmp_path: Path
     assert "Nothing to be done" not in done.stdout
     assert done.returncode == 1
     assert "recommendation.json: not a Recommendation" in done.stdout
+
+
+def remove_sources(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "workflow_scripts/remove_sources.py"), *arguments]
+    return subprocess.run(command, cwd=site.folder, capture_output=True, text=True)
+
+
+def test_an_image_folder_is_made_by_name_and_removed_when_told_so(walk: Walk, tmp_path: Path) -> None:
+    site = Site(tmp_path / "copy")
+    shutil.copytree(walk.site.folder, site.folder, symlinks=True)
+    [data] = (site.folder / "results/data").iterdir()
+    done = site.snakemake(f"results/data/{data.name}/imagefolder.done")
+    assert done.returncode == 0, done.stdout
+    assert "1 of 1 steps (100%) done" in done.stdout
+    assert len(list((data / "imagefolder").rglob("*.JPEG"))) == 210
+    listed = remove_sources(site, "imagefolder", "--configfile", "config.yaml")
+    assert "imagefolder: 211 file(s)" in listed.stdout, listed.stderr
+    assert "nothing was removed; --yes removes these" in listed.stdout
+    assert (data / "imagefolder/meta.bin").is_file()
+    assert remove_sources(site, "imagefolder", "--configfile", "config.yaml", "--yes").returncode == 0
+    assert not list(data.glob("imagefolder*"))
+    assert "train.tar" in remove_sources(site, "archives", "--configfile", "config.yaml").stdout
+    # A quick verification is not enough, and neither is one that no longer fits.
+    verification = data / "verify_val.json"
+    whole = verification.read_text()
+    verification.write_text(whole.replace('"full"', '"quick"'))
+    refused = remove_sources(site, "archives", "--configfile", "config.yaml", "--yes")
+    assert refused.returncode == 1
+    assert "a quick verification; set data.verification to full" in refused.stderr
+    verification.write_text(whole)
+    next((site.folder / "results/reference").glob("*/manifest.json")).unlink()
+    needed = remove_sources(site, "archives", "--configfile", "config.yaml", "--yes")
+    assert "the images are still needed to make" in needed.stderr
+    assert "(reference statistics)" in needed.stderr
+    next(data.glob("latents/val/*.h5")).unlink()
+    assert "not as it was verified" in remove_sources(site, "archives", "--configfile", "config.yaml", "--yes").stderr
+    assert (site.folder / "results/archives/photos/train.tar").is_file()
+
+
+def test_an_encoder_is_trained_on_stored_crops(walk: Walk) -> None:
+    """augmentation: views adds a store of crops beside the latents, and encodes nothing else again."""
+    site = walk.site
+    preset = site.configure(
+        "views.yaml", **{"encoder.augmentation": "views", "encoder.crop_views": 2, "encoder.name": "mae_views"}
+    )
+    trained = f"results/encoders/{settings.load_file(preset).key('encoder')}/trained.json"
+    done = site.snakemake(trained, config="views.yaml")
+    assert done.returncode == 0, done.stdout
+    rules = re.findall(r"^(?:local)?rule (\w+):", done.stdout, re.MULTILINE)
+    assert sorted(rules) == ["combine_latents", "encode_latents", "encode_latents", "train_encoder", "verify_latents"]
+    [crops] = site.folder.glob("results/data/*/latents/crops_2/manifest.json")
+    assert artifacts.LatentManifest.read(crops).contract.views == ["crop 1", "crop 2"]
+    assert artifacts.EncoderTrained.read(site.folder / trained).inputs["crops"] == sha256_file(crops)
 
 
 def test_online_crops_are_a_function_of_seed_step_and_place(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,16 +229,21 @@ class LatentStore:
                 self._mapped.add(manifest.parent / name, file["latents"])
         self._mapped.join()
         self.labels = torch.from_numpy(np.concatenate(labels))
-        self._resident = None if residency == "mmap" else self._copy(torch.device(device if residency == "gpu" else "cpu"))
+        self._in_ram: NDArray[np.void] | None = None
+        self._on_gpu: Tensor | None = None
+        if residency == "ram":
+            self._in_ram = np.concatenate([records for _, records in self._all()])
+        elif residency == "gpu":
+            whole = (len(self) * self.views, *self.shape)
+            self._on_gpu = torch.empty(whole, dtype=getattr(torch, self.contract.dtype), device=device)
+            for first, records in self._all():
+                self._on_gpu[first : first + len(records)] = self._tensor(records)
 
-    def _copy(self, device: torch.device) -> Tensor:
-        """Every latent (N * views, C, H, W) in the stored number format, in one tensor."""
-        whole = torch.empty((len(self) * self.views, *self.shape), dtype=getattr(torch, self.contract.dtype), device=device)
-        step = 4096
-        for first in range(0, len(whole), step):
-            pairs = np.arange(first, min(first + step, len(whole)))
-            whole[first : first + step] = self._read(*np.divmod(pairs, self.views))
-        return whole
+    def _all(self, step: int = 4096) -> Iterator[tuple[int, NDArray[np.void]]]:
+        """Every record, in the order of row * views + view, in blocks that begin at the place given with them."""
+        for first in range(0, len(self) * self.views, step):
+            pairs = np.arange(first, min(first + step, len(self) * self.views))
+            yield first, self._mapped.read(*np.divmod(pairs, self.views))
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -259,13 +264,14 @@ class LatentStore:
                 f"{self.path}: rows {row.min()} to {row.max()} and views {view.min()} to {view.max()} were asked for; "
                 f"it has {len(self)} rows and {self.views} views"
             )
-        if self._resident is not None:
-            return self._resident[(rows * self.views + views).to(self._resident.device)]
-        return self._read(row, view)
+        if self._on_gpu is not None:
+            return self._on_gpu[(rows * self.views + views).to(self._on_gpu.device)]
+        if self._in_ram is not None:
+            return self._tensor(self._in_ram[row * self.views + view])
+        return self._tensor(self._mapped.read(row, view))
 
-    def _read(self, row: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
-        found = self._mapped.read(row, view).view(self._dtype)
-        return torch.from_numpy(found.reshape(len(row), *self.shape))
+    def _tensor(self, records: NDArray[np.void]) -> Tensor:
+        return torch.from_numpy(records.view(self._dtype).reshape(len(records), *self.shape))
 
     def require_contract(self, other: LatentContract, name: str) -> None:
         """Raises Fault showing both contracts where they differ; `name` is what was made under `other`."""

@@ -44,7 +44,7 @@ benchmark-data: $(READY) ## the data path: index, gathers, images by offset (tab
 plan: $(READY) ## jobs, GPU-hours and disk of a configuration: make plan CONFIG=config/l2.yaml
 	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG)
 
-docs: $(READY) ## write config/schema.json and docs/configuration.md from the models
+docs: $(READY) ## write the generated pages: config/schema.json, docs/configuration.md, the costs in docs/imagenet.md
 	$(BIN)/python workflow_scripts/write_configuration_reference.py
 
 clean: ## remove the virtual environment and caches; results stay

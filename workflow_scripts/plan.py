@@ -1,5 +1,7 @@
 """Print what a configuration would run and cost: jobs by rule, GPU-hours, disk. Runs nothing.
 
+With --data: the road from the archives to verified latents alone, in hours, disk, inodes and memory by number of GPUs.
+
 Example: python workflow_scripts/plan.py --configfile config/l2.yaml
 """
 
@@ -9,17 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.config import load_file
+from drifting_core.data_plan import table
 from drifting_core.heads import planned_jobs
 from drifting_core.jobs import parser, run, start
-from drifting_core.plan import report
+from drifting_core.plan import read_rates, report
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--configfile", type=Path, default=Path("config/demo.yaml"), help="preset")
+    made.add_argument("--data", action="store_true", help="the data stages, by number of GPUs")
     arguments = start(made, argv)
 
     config = load_file(arguments.configfile)
+    if arguments.data:
+        print(table(config, read_rates()))
+        return
     print(report(config, planned_jobs(Path.cwd(), arguments.configfile)))
 
 

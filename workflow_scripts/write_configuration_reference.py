@@ -1,4 +1,4 @@
-"""Write config/schema.json and docs/configuration.md from the models of drifting_core/config.py (`make docs`).
+"""Write the generated pages (`make docs`): config/schema.json, docs/configuration.md, and the costs in docs/imagenet.md.
 
 Example: python workflow_scripts/write_configuration_reference.py
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.artifacts import publish_text
-from drifting_core.configuration_reference import page, schema
+from drifting_core.configuration_reference import imagenet_page, page, schema
 from drifting_core.jobs import parser, run, start
 
 
@@ -20,6 +20,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     publish_text(arguments.root / "config/schema.json", schema())
     publish_text(arguments.root / "docs/configuration.md", page())
+    imagenet = arguments.root / "docs/imagenet.md"
+    publish_text(imagenet, imagenet_page(imagenet.read_text(), arguments.root / "config/ablation.yaml"))
 
 
 if __name__ == "__main__":

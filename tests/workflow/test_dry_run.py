@@ -16,7 +16,7 @@ from drifting_core.config import load_file
 from tests.workflow.conftest import ROOT, TARGET, Site
 
 pytestmark = pytest.mark.workflow
-PRESETS = ("demo", "ablation", "b2", "l2")
+PRESETS = ("demo", "ablation", "b2", "l2", "cifar10", "own_images")
 BLOCK = """
 import importlib.abc, sys
 class Absent(importlib.abc.MetaPathFinder):

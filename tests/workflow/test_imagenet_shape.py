@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from drifting_core import config as settings
+from drifting_core import data_plan
 from drifting_core.artifacts import Index, LatentVerification
 from drifting_core.data import archives
 from drifting_core.data.index import FILE, ImageReader, read_table, write_tables
@@ -60,6 +61,16 @@ def test_the_store_holds_every_image(encoded: Encoded) -> None:
         assert found.total_items_manifest == images
         assert (found.num_classes_manifest, found.label_min, found.label_max) == (1000, 0, 999)
     assert sum(encoded.shaped.per_class) > 100_000
+
+
+def test_disk_and_inodes_are_what_the_plan_says(encoded: Encoded) -> None:
+    """docs/imagenet.md is computed by the same functions."""
+    files = [path for path in (encoded.site.folder / "results").rglob("*") if path.is_file()]
+    assert len(files) == data_plan.files(encoded.config)
+    stored = sum(path.stat().st_size for path in files if path.suffix == ".h5")
+    # Beside the latents: labels, ids, checksums; 20 bytes and more of each image's 256 to 512 here, of 32,768 in ImageNet.
+    assert 1.0 < stored / data_plan.latent_bytes(encoded.config) < 1.15
+    assert not list((encoded.site.folder / "results").rglob("*.journal"))
 
 
 def test_no_job_needs_a_gigabyte(encoded: Encoded) -> None:

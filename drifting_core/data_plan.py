@@ -1,0 +1,104 @@
+"""What the road from ImageNet's archives to verified latents costs: time, disk, inodes, memory, by GPUs. Light.
+
+Rates come from config/rates.yaml, each with its source. Jobs of a stage run side by side as far as there are GPUs for
+them; a stage begins when the one before it has ended, although the scheduler overlaps more than that.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from drifting_core.config import Configuration
+
+GPUS = (1, 8, 64)
+
+# ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
+_ARCHIVE_BYTES = 147_897_477_120 + 6_744_924_160
+_INDEX_BYTES_PER_IMAGE = 10
+# HDF5, JSON, lease and log of each shard; index, manifests, verifications, tokenizer, and their leases and logs.
+_FILES_PER_SHARD, _OTHER_FILES = 4, 23
+
+
+class Stage(NamedTuple):
+    """Hours of one stage at each number of GPUs of the table, and what limits it."""
+
+    name: str
+    hours: list[float]
+    limit: str
+
+
+def _rate(rates: dict[str, Any], name: str) -> float:
+    return float(rates["data"][name]["value"])
+
+
+def _shard_seconds(config: Configuration, rates: dict[str, Any], images: float) -> tuple[float, str]:
+    """Seconds of one encoding job, and whether the tokenizer or the decoding of JPEGs limits it."""
+    tflops, gmac = rates["effective_tflops"]["tokenizer"]["value"], rates["tokenizer_gmac"]["encode"]["value"]
+    pixels = (config.data.image_size / 256) ** 2
+    encoded = images * config.data.latents.views * 2 * gmac * pixels * 1e9 / (tflops * 1e12)
+    decoded = images / (_rate(rates, "jpegs_per_second_and_thread") * config.data.latents.resources.threads)
+    return max(encoded, decoded), "tokenizer" if encoded > decoded else "JPEG decoding"
+
+
+def latent_bytes(config: Configuration) -> float:
+    """Bytes of both splits' latents."""
+    number = {"float16": 2, "float32": 4}[config.data.latents.dtype]
+    latent = config.tokenizer.channels * config.latent_size**2 * number
+    return (config.data.expected.train_images + config.data.expected.val_images) * config.data.latents.views * latent
+
+
+def files(config: Configuration) -> int:
+    """Files below results/ that the road leaves."""
+    latents = config.data.latents
+    return _FILES_PER_SHARD * (latents.shards_train + latents.shards_val) + _OTHER_FILES
+
+
+def stages(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = GPUS) -> list[Stage]:
+    """The stages of the road, in order."""
+    expected, latents = config.data.expected, config.data.latents
+    images = expected.train_images + expected.val_images
+    shard, limit = _shard_seconds(config, rates, expected.train_images / latents.shards_train)
+    val, _ = _shard_seconds(config, rates, expected.val_images / latents.shards_val)
+    work = latents.shards_train * shard + latents.shards_val * val
+    # A page of each training image, 16 at a time, and of each validation image, one after the other.
+    pages = expected.train_images / 16 + expected.val_images
+    latency = _rate(rates, "seconds_per_page")
+    encode = [max(work / count, shard * math.ceil(latents.shards_train / count)) / 3600 for count in gpus]
+    verify = latent_bytes(config) / _rate(rates, "verified_bytes_per_second") / 3600
+    same = [1.0] * len(gpus)
+    return [
+        Stage("check MD5", [_ARCHIVE_BYTES / _rate(rates, "md5_bytes_per_second") / 3600 * s for s in same], "one core"),
+        Stage("index", [pages * latency / 3600 * s for s in same], f"{images:,} pages of 4 kB"),
+        Stage(f"encode, {latents.shards_train} + {latents.shards_val} jobs", encode, limit),
+        Stage("verify in full", [verify * s for s in same], "one core"),
+    ]
+
+
+def table(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = GPUS) -> str:
+    """Markdown: hours by stage, and disk, inodes and memory."""
+    found = stages(config, rates, gpus)
+    images = config.data.expected.train_images + config.data.expected.val_images
+    latents = config.data.latents
+    shard = latent_bytes(config) / images * config.data.expected.train_images / latents.shards_train
+    lines = ["| hours at | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in gpus) + " | limited by |"]
+    lines += ["|---" * (len(gpus) + 2) + "|"]
+    for stage in found:
+        lines.append(f"| {stage.name} | " + " | ".join(f"{hours:.2f}" for hours in stage.hours) + f" | {stage.limit} |")
+    lines.append(
+        "| all | " + " | ".join(f"{sum(hours):.2f}" for hours in zip(*(s.hours for s in found), strict=True)) + " | |"
+    )
+    running = [min(count, latents.shards_train) for count in gpus]
+    kept = latent_bytes(config) + _INDEX_BYTES_PER_IMAGE * images
+    rows = {
+        "disk beside the archives when done, GB": [f"{kept / 1e9:.1f}" for _ in gpus],
+        "at peak (journals of running jobs), GB": [f"{(kept + count * shard) / 1e9:.1f}" for count in running],
+        "inodes when done": [f"{files(config)}" for _ in gpus],
+        "memory of an encoding job, GB": [f"{_rate(rates, 'encode_job_bytes') / 1e9:.1f}" for _ in gpus],
+    }
+    lines += ["", "| | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in gpus) + " | an extracted ImageFolder |"]
+    lines += ["|---" * (len(gpus) + 2) + "|"]
+    extracted = ["146 (the runbook's figure)", "146", f"{images:,}", "-"]
+    for (name, cells), other in zip(rows.items(), extracted, strict=True):
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {other} |")
+    return "\n".join(lines)

@@ -121,11 +121,12 @@ def costs(config: Configuration, rates: dict[str, Any]) -> list[Cost]:
     latents, encoder, training, evaluation = config.data.latents, config.encoder, config.training, config.evaluation
     seen = encoder.training.batch * encoder.training.steps
     online = seen * encode if encoder.augmentation == "online" else 0.0
+    views = latents.views * images + encoder.crop_views * config.data.expected.train_images
     _, generated = evaluations(config)
     mae = 3 * (encoder_macs(config) + decoder_macs(config)) * seen
     trains_encoder, trains = not encoder.imported and not config.generator.imported, not config.generator.imported
     return [
-        Cost("encode latents", trains * images * latents.views * encode, "tokenizer", latents.resources.gpus),
+        Cost("encode latents", trains * views * encode, "tokenizer", latents.resources.gpus),
         Cost("reference statistics", images * inception, "tokenizer", evaluation.network.resources.gpus),
         Cost("latent-MAE", trains_encoder * mae, "training", encoder.resources.gpus),
         Cost("latent-MAE: crops encoded in the loop", trains_encoder * online, "tokenizer", encoder.resources.gpus),
@@ -152,6 +153,10 @@ def disk(config: Configuration) -> list[Space]:
     states = 0.0 if config.encoder.imported else 2 * 4 * mae
     return [
         Space("latents", trains * images * config.data.latents.views * latent * number),
+        Space(
+            "latents of random crops",
+            trains * config.data.expected.train_images * config.encoder.crop_views * latent * number,
+        ),
         Space("feature cache of the real images", config.data.expected.train_images * width * 4),
         Space("latent-MAE: two states and the export", trains * (states + encoder)),
         Space("generator: two states", trains * 2 * 4 * generator),

@@ -165,7 +165,10 @@ def _reading(table: MetricsTable, sources: Sources) -> list[Inline]:
         f"± of {table.score_name} is the standard deviation over 10 splits.",
         "Diversity is the mean feature distance of two generated images of a class over that of two real ones; 1 is real.",
     ]
-    real = sources.one("reference", ReferenceStatistics).real_accuracy
+    reference = sources.one("reference", ReferenceStatistics)
+    if reference.imported is not None:
+        items.append(_imported_reference(reference, sources.source("reference").place))
+    real = reference.real_accuracy
     if real is not None:
         link = Link(f"{real:.2f}", sources.source("reference").place)
         items.append(
@@ -177,6 +180,23 @@ def _reading(table: MetricsTable, sources: Sources) -> list[Inline]:
             ]
         )
     return items
+
+
+def _imported_reference(reference: ReferenceStatistics, place: str) -> Inline:
+    """Where published statistics come from, and how near our own images and network come to them."""
+    given = reference.imported
+    assert given is not None
+    said: list[str | Link] = [
+        f"The reference was not computed here: {given.name} (SHA-256 {given.sha256[:16]}…), said to be of "
+        f"{reference.images:,} {'training' if reference.split == 'train' else 'validation'} images."
+    ]
+    if given.distance_to_own is not None:
+        said += [
+            f" The moments of {given.own_images:,} images here, through this feature network, are ",
+            Link(f"{given.distance_to_own:.3g}", place),
+            " from it.",
+        ]
+    return said
 
 
 def _selection(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:

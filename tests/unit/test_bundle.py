@@ -64,6 +64,18 @@ def test_a_bundle_is_whole_and_repeats_byte_for_byte(claim, tmp_path):
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
 
 
+def test_published_statistics_are_said_to_be_such(tmp_path):
+    given = write_claim(tmp_path / "results")
+    path = dict(given)["reference"]
+    record = artifacts.ReferenceStatistics.read(path)
+    record.imported = artifacts.ImportedStatistics(name="adm.npz", sha256="e" * 64, own_images=2999, distance_to_own=0.0123)
+    record.write(path)
+    bundle(tmp_path / "results", given)
+    claim = (tmp_path / "results/bundles" / RUN / "CLAIM.md").read_text()
+    assert "not computed here: adm.npz (SHA-256 eeeeeeeeeeeeeeee…), said to be of 3,000 training images" in claim
+    assert "0.0123" in claim
+
+
 def test_one_flipped_byte_in_any_file_is_found_and_named(folder):
     for path in sorted(folder.rglob("*")):
         if path.is_dir():

@@ -105,6 +105,30 @@ def test_identity_and_operations_make_the_sections_again(preset: str, root: Path
     assert all(typed[path] == getattr(loaded, path) for path in paths)
 
 
+@pytest.mark.parametrize(("section", "changed", "message"), [
+    ("encoder", {"augmentation": "views"}, "views needs some crops"),
+    ("encoder", {"crop_views": 4}, "views needs some crops"),
+    ("encoder", {"augmentation": "views", "crop_views": 4, "crop_scale": [0.5, 1.0]}, "stored crops have the scale"),
+    ("encoder", {"augmentation": "views", "crop_views": 3, "_batch": 128}, "a chunk's crops"),
+    ("data", {"latents": {"precision_tolerance": 0}}, "greater than 0"),
+])  # fmt: skip
+def test_crops_and_precision_that_cannot_be_are_refused(
+    demo_values: dict[str, Any], section: str, changed: dict[str, Any], message: str
+) -> None:
+    demo_values["data"]["latents"]["compute_batch"] = changed.pop("_batch", 64)
+    demo_values[section].update(changed)
+    with pytest.raises(Fault, match=message):
+        load(demo_values)
+
+
+def test_how_many_rejects_are_tolerated_names_no_folder(demo_values: dict[str, Any]) -> None:
+    """A store that was refused for its rejects goes on in the same folder when more are tolerated."""
+    before = keys(demo_values)
+    demo_values["data"].update(max_rejects=5, verification="quick")
+    demo_values["data"]["latents"].update(residency="ram", precision_tolerance=0.1)
+    assert keys(demo_values) == before
+
+
 def test_overrides_may_be_strings(demo_values: dict[str, Any]) -> None:
     demo_values["training"]["steps"] = "2000"
     demo_values["training"]["learning_rate"] = "1e-4"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from drifting_core import plan
+from drifting_core import data_plan, plan
 from drifting_core.config import Configuration, load_file
 
 
@@ -25,6 +25,26 @@ def test_multiply_adds_are_those_of_the_protocol(root: Path) -> None:
     assert plan.step_macs(ablation) == pytest.approx(0.55e15, rel=1e-2)
     assert plan.step_macs(b2) == pytest.approx(3.9e15, rel=2e-2)
     assert plan.generator_parameters(b2) == pytest.approx(132_708_880, rel=1e-2)
+
+
+def test_the_data_road_is_cut_over_gpus_and_ends_where_shards_do(root: Path) -> None:
+    """21.8 GB of latents (protocol: 8 kB each, image and mirror); encoding is shared out until every shard has a GPU."""
+    ablation, rates = preset(root, "ablation"), plan.read_rates()
+    assert data_plan.latent_bytes(ablation) == pytest.approx(1_331_167 * 2 * 8192)
+    [encode] = [stage for stage in data_plan.stages(ablation, rates, (1, 8, 32, 64)) if stage.name.startswith("encode")]
+    assert encode.hours[0] == pytest.approx(1_331_167 * 2 * 2 * 135e9 / 50e12 / 3600, rel=1e-3)
+    assert encode.hours[1] == pytest.approx(encode.hours[0] / 8, rel=0.05)
+    assert encode.hours[3] == pytest.approx(encode.hours[0] / 34, rel=0.1)
+    more = ablation.model_copy(
+        update={
+            "data": ablation.data.model_copy(
+                update={"latents": ablation.data.latents.model_copy(update={"shards_train": 64})}
+            )
+        }
+    )
+    [faster] = [stage for stage in data_plan.stages(more, rates, (64,)) if stage.name.startswith("encode")]
+    assert faster.hours[0] < 0.6 * encode.hours[3]
+    assert data_plan.files(more) > data_plan.files(ablation)
 
 
 def test_micro_batches_cost_a_second_forward_pass(root: Path) -> None:

@@ -55,6 +55,11 @@ class Site:
             self.command(*arguments, **how), cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
+    def run(self, script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A script of workflow_scripts, by hand."""
+        command = [sys.executable, str(ROOT / "workflow_scripts" / script), *arguments]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True)
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start the workflow as the head of its own process group."""
         return subprocess.Popen(

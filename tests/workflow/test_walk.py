@@ -187,11 +187,6 @@ def test_a_truncated_table_is_made_again_not_believed(walk: Walk, tmp_path: Path
     assert "recommendation.json: not a Recommendation" in done.stdout
 
 
-def remove_sources(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "workflow_scripts/remove_sources.py"), *arguments]
-    return subprocess.run(command, cwd=site.folder, capture_output=True, text=True)
-
-
 def test_an_image_folder_is_made_by_name_and_removed_when_told_so(walk: Walk, tmp_path: Path) -> None:
     site = Site(tmp_path / "copy")
     shutil.copytree(walk.site.folder, site.folder, symlinks=True)
@@ -200,27 +195,29 @@ def test_an_image_folder_is_made_by_name_and_removed_when_told_so(walk: Walk, tm
     assert done.returncode == 0, done.stdout
     assert "1 of 1 steps (100%) done" in done.stdout
     assert len(list((data / "imagefolder").rglob("*.JPEG"))) == 210
-    listed = remove_sources(site, "imagefolder", "--configfile", "config.yaml")
+    listed = site.run("remove_sources.py", "imagefolder", "--configfile", "config.yaml")
     assert "imagefolder: 211 file(s)" in listed.stdout, listed.stderr
     assert "nothing was removed; --yes removes these" in listed.stdout
     assert (data / "imagefolder/meta.bin").is_file()
-    assert remove_sources(site, "imagefolder", "--configfile", "config.yaml", "--yes").returncode == 0
+    assert site.run("remove_sources.py", "imagefolder", "--configfile", "config.yaml", "--yes").returncode == 0
     assert not list(data.glob("imagefolder*"))
-    assert "train.tar" in remove_sources(site, "archives", "--configfile", "config.yaml").stdout
+    assert "train.tar" in site.run("remove_sources.py", "archives", "--configfile", "config.yaml").stdout
     # A quick verification is not enough, and neither is one that no longer fits.
     verification = data / "verify_val.json"
     whole = verification.read_text()
     verification.write_text(whole.replace('"full"', '"quick"'))
-    refused = remove_sources(site, "archives", "--configfile", "config.yaml", "--yes")
+    refused = site.run("remove_sources.py", "archives", "--configfile", "config.yaml", "--yes")
     assert refused.returncode == 1
     assert "a quick verification; set data.verification to full" in refused.stderr
     verification.write_text(whole)
     next((site.folder / "results/reference").glob("*/manifest.json")).unlink()
-    needed = remove_sources(site, "archives", "--configfile", "config.yaml", "--yes")
+    needed = site.run("remove_sources.py", "archives", "--configfile", "config.yaml", "--yes")
     assert "the images are still needed to make" in needed.stderr
     assert "(reference statistics)" in needed.stderr
     next(data.glob("latents/val/*.h5")).unlink()
-    assert "not as it was verified" in remove_sources(site, "archives", "--configfile", "config.yaml", "--yes").stderr
+    assert (
+        "not as it was verified" in site.run("remove_sources.py", "archives", "--configfile", "config.yaml", "--yes").stderr
+    )
     assert (site.folder / "results/archives/photos/train.tar").is_file()
 
 

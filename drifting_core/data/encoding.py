@@ -1,4 +1,4 @@
-"""Images to latents: one shard job of a split."""
+"""Images to latents: one shard job of a latent store."""
 
 from __future__ import annotations
 
@@ -101,28 +101,18 @@ def encode_shard(
     work = {"configuration": configuration, "inputs": inputs, "store": store, "shard": number}
     with Journal(output.with_name(f".{output.stem}.journal"), work) as journal:
         _encode_the_rest(journal, reader, shard, data, tokenizer, threads)
-        rejects = [name for record in journal.records() for name in record.description["rejects"]]
-        require_few_rejects(rejects, data.max_rejects)
-        rows = [row for record in journal.records() for row in record.description["rows"]]
-        if not rows:
-            raise Fault(
-                f"{output}: no readable image in rows {shard.first} to {shard.last - 1}; fewer shards, or other images"
-            )
-        contract, file = contract_of(data, store, tokenizer.sha256, tokenizer.scaling_factor), output.with_suffix(".h5")
-        shape = tuple(next(journal.records()).description["shape"])
-        blocks = (record.array(contract.dtype, (-1, len(contract.views), *shape)) for record in journal.records())
-        names = [reader.names[row] for row in rows]
-        write_shard(file, blocks, reader.labels[rows], names, contract, data.latents.chunk_rows)
+        contract = contract_of(data, store, tokenizer.sha256, tokenizer.scaling_factor)
+        rows, shape, rejects = _write_from(journal, reader, output.with_suffix(".h5"), contract, data)
         made = LatentShard(
             configuration=configuration,
             code=code_version(),
             inputs=inputs,
-            files=records(output.parent, [file.name]),
+            files=records(output.parent, [output.with_suffix(".h5").name]),
             split=store,
             shard=number,
             shards=shard.of,
-            rows=len(rows),
-            shape=list(shape),
+            rows=rows,
+            shape=shape,
             rejects=rejects,
             precision_error=precision_error,
             contract=contract,
@@ -130,6 +120,23 @@ def encode_shard(
         made.write(output)
         journal.remove()
     return made
+
+
+def _write_from(
+    journal: Journal, reader: ImageReader, path: Path, contract: LatentContract, data: config.Data
+) -> tuple[int, list[int], list[str]]:
+    """Publish the HDF5 file of what was encoded: rows, shape of a latent, names of rejected images. Raises Fault."""
+    described = [record.description for record in journal.records()]
+    rejects = [name for each in described for name in each["rejects"]]
+    require_few_rejects(rejects, data.max_rejects)
+    rows = [row for each in described for row in each["rows"]]
+    if not rows:
+        raise Fault(f"{path}: none of the shard's {len(rejects)} images can be read; fewer shards, or other images")
+    shape = described[0]["shape"]
+    blocks = (record.array(contract.dtype, (-1, len(contract.views), *shape)) for record in journal.records())
+    names = [reader.names[row] for row in rows]
+    write_shard(path, blocks, reader.labels[rows], names, contract, data.latents.chunk_rows)
+    return len(rows), shape, rejects
 
 
 def _encode_the_rest(

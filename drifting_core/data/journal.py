@@ -88,10 +88,12 @@ class Journal:
         self._count, self._end = self._count + 1, self._file.tell()
 
     def records(self) -> Iterator[Record]:
-        """All records, in the order in which they were added."""
-        self._file.seek(self._begin)
+        """All records, in the order in which they were added. Several readings may go on at a time."""
+        position = self._begin
         for _ in range(self._count):
+            self._file.seek(position)
             record = self._read()
+            position = self._file.tell()
             if record is None:
                 raise Fault(f"{self.path}: was changed while it was read; call again")
             yield record

@@ -9,6 +9,7 @@ missing.)
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
@@ -201,7 +202,7 @@ class _Mapped:
 class LatentStore:
     """All rows of a split, resolved from its manifest.
 
-    `labels` int64 (N,) and `ids` list[str] per row; `shape` (C, H, W); `views` 1 or 2 (1: mirrored); `num_classes`;
+    `labels` int64 (N,) and `ids` (N names) per row; `shape` (C, H, W); `views` 1 or 2 (1: mirrored); `num_classes`;
     `contract`. Opening compares sizes; hashes and checksums are the verify job's. Safe under fork, spawn and threads.
     """
 
@@ -221,11 +222,10 @@ class LatentStore:
         self.num_classes = self.manifest.num_classes
         self._dtype = np.dtype(self.contract.dtype)
         self._mapped = _Mapped(channels * height * width * self._dtype.itemsize)
-        labels, self.ids = [], list[str]()
+        labels = []
         for name, rows in zip(self.manifest.shards, self.manifest.shard_rows, strict=True):
             with open_shard(manifest.parent / name, self.manifest, rows) as file:
                 labels.append(np.asarray(file["labels"][:], np.int64))
-                self.ids += [identity.decode() for identity in file["ids"][:]]
                 self._mapped.add(manifest.parent / name, file["latents"])
         self._mapped.join()
         self.labels = torch.from_numpy(np.concatenate(labels))
@@ -247,6 +247,15 @@ class LatentStore:
 
     def __len__(self) -> int:
         return self.manifest.rows
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """The name of each row's image, read when it is first asked for: of ImageNet's, 100 MB in every process."""
+        found = list[str]()
+        for name, rows in zip(self.manifest.shards, self.manifest.shard_rows, strict=True):
+            with open_shard(self.path.parent / name, self.manifest, rows) as file:
+                found += [identity.decode() for identity in file["ids"][:]]
+        return found
 
     def gather(self, rows: Tensor, views: Tensor) -> Tensor:
         """Latents of (row, view) pairs: int64 (B,) each, on the CPU -> float32 (B, C, H, W).

@@ -65,7 +65,7 @@ def verify(data: config.Data, index: Path, latents: Path, output: Path, configur
     split, full = manifest.split, data.verification == "full"
     if manifest.inputs["index"] != hashes({"index": index})["index"]:
         raise Fault(f"{latents}: made from another index than {index}; remove it to make it again")
-    moments, labels, ids, looked_at = _Moments(), list[NDArray[np.int64]](), list[str](), 0
+    moments, labels, ids, looked_at = _Moments(), list[NDArray[np.int64]](), list[NDArray[np.bytes_]](), 0
     progress = Progress(f"verify {split} ({data.verification})", manifest.rows, unit="rows")
     for name, rows in zip(manifest.shards, manifest.shard_rows, strict=True):
         path = latents.parent / name
@@ -76,11 +76,11 @@ def verify(data: config.Data, index: Path, latents: Path, output: Path, configur
                 looked_at += len(block)
                 progress.advance(len(block))
             labels.append(_whole(path, file["labels"]).astype(np.int64))
-            ids += [identity.decode() for identity in _whole(path, file["ids"])]
+            ids.append(_whole(path, file["ids"]).astype(np.bytes_))
         if full:
             check_file(path, manifest.files[name])
     table = read_table(index.parent / FILE, images_of(split))
-    _require_index(latents, manifest, table, ids, np.concatenate(labels))
+    _require_index(latents, manifest, table, np.concatenate(ids), np.concatenate(labels))
     counts = np.bincount(np.concatenate(labels), minlength=len(held.wnids))
     _require_histogram(latents, manifest, data.expected, counts)
     if abs(moments.mean) > _MEAN_BOUND or not _STD_BOUNDS[0] < moments.std < _STD_BOUNDS[1]:
@@ -146,22 +146,26 @@ def _require_finite(path: Path, first: int, block: NDArray[np.floating]) -> None
         raise Fault(f"{path}: row {first + int(np.argmin(finite))} holds numbers that are not finite; encode it again")
 
 
-def _require_index(latents: Path, manifest: LatentManifest, table: Table, ids: list[str], labels: NDArray[np.int64]) -> None:
-    """Every image of the index is a row or a reject, once, under its label."""
-    if len(set(ids)) != len(ids):
-        repeated = next(name for name in ids if ids.count(name) > 1)
-        raise Fault(f"{latents}: the id {repeated} occurs more than once; encode again")
-    expected = {name.decode(): int(label) for name, label in zip(table.name, table.label, strict=True)}
-    for name in manifest.rejects:
-        expected.pop(name, None)
-    found = dict(zip(ids, labels.tolist(), strict=True))
-    if found != expected:
-        wrong = sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name))
-        name = wrong[0]
-        raise Fault(
-            f"{latents}: {len(wrong)} image(s) differ from the index, first {name}: label {found.get(name, 'missing')} "
-            f"here, {expected.get(name, 'missing')} in the index; encode again"
-        )
+def _require_index(
+    latents: Path, manifest: LatentManifest, table: Table, ids: NDArray[np.bytes_], labels: NDArray[np.int64]
+) -> None:
+    """Every image of the index is a row or a reject, once, under its label, in the index's order."""
+    kept = ~np.isin(table.name, np.array([name.encode() for name in manifest.rejects], np.bytes_))
+    names, of = table.name[kept], table.label[kept]
+    if len(ids) == len(names) and (ids == names).all() and (labels == of).all():
+        return
+    unique, count = np.unique(ids, return_counts=True)
+    if (count > 1).any():
+        raise Fault(f"{latents}: the id {unique[count.argmax()].decode()} occurs more than once; encode again")
+    expected, found = (dict(zip(n.tolist(), m.tolist(), strict=True)) for n, m in ((names, of), (ids, labels)))
+    wrong = sorted(name for name in expected.keys() | found.keys() if found.get(name) != expected.get(name))
+    if not wrong:
+        raise Fault(f"{latents}: its rows are not in the index's order; encode again")
+    name = wrong[0]
+    raise Fault(
+        f"{latents}: {len(wrong)} image(s) differ from the index, first {name.decode()}: label {found.get(name, 'missing')} "
+        f"here, {expected.get(name, 'missing')} in the index; encode again"
+    )
 
 
 def _require_histogram(

@@ -42,6 +42,13 @@ def test_appending_after_reading_goes_to_the_end(tmp_path: Path) -> None:
     assert read(tmp_path / "j") == [0, 1, 2, 3]
 
 
+def test_two_readings_may_go_on_at_a_time(tmp_path: Path) -> None:
+    write(tmp_path / "j", 4)
+    with Journal(tmp_path / "j", WORK) as journal:
+        pairs = zip(journal.records(), journal.records(), strict=True)
+        assert [(a.description["number"], b.description["number"]) for a, b in pairs] == [(n, n) for n in range(4)]
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_cut_at_any_byte_loses_no_whole_record(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

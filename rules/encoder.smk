@@ -19,7 +19,9 @@ rule train_encoder:
         **resources_of(ACTIVE.encoder.resources),
     params:
         config=owned("encoder"),
-        crops=lambda wildcards, input: [f"--crops {' '.join(input.crops)}"] if input.crops else [],
+        crops=lambda wildcards, input: (
+            [f"--crops {' '.join(input.crops)}"] if input.crops else []
+        ),
     shell:
         'exec python $WORKFLOW_SCRIPTS/train_encoder.py --config {params.config:q} --operations "$OPERATIONS"'
         " {params.crops} --latents {input.latents} --verification {input.verification} --tokenizer {input.tokenizer}"

@@ -226,11 +226,11 @@ def encode_rows(
     parts = []
     for batch, owner in zip(stacked.split(latents.compute_batch), owners.split(latents.compute_batch), strict=True):
         padding = (0, 0, 0, 0, 0, 0, 0, latents.compute_batch - len(batch))
-        mean, std = (part[: len(batch)].cpu() for part in tokenizer.encode_moments(torch.nn.functional.pad(batch, padding)))
+        mean, std = (part[: len(batch)] for part in tokenizer.encode_moments(torch.nn.functional.pad(batch, padding)))
         if latents.posterior == "sample":
-            noise = draws.normal_rows(draws.key(latents.seed, "posterior", store), owner, mean.shape[1:])
-            mean = mean + std * noise
-        parts.append((mean * tokenizer.scaling_factor).to(getattr(torch, latents.dtype)))
+            key = draws.key(latents.seed, "posterior", store)
+            mean = mean + std * draws.normal_rows(key, owner.to(mean.device), mean.shape[1:])
+        parts.append((mean * tokenizer.scaling_factor).to(getattr(torch, latents.dtype)).cpu())
     found = torch.cat(parts)
     finite = found.flatten(1).isfinite().all(dim=1)
     if not finite.all():

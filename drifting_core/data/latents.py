@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -133,6 +134,33 @@ def combine(
     )
     made.write(output)
     return made
+
+
+def write_virtual(manifest: Path, output: Path) -> None:
+    """One HDF5 file in which a split looks whole, for readers of other projects; nothing here reads it.
+
+    It refers to the shards by relative paths. HDF5 gives zeros where one is missing later; now, that is a Fault.
+    """
+    held = LatentManifest.read(manifest)
+    paths = [manifest.parent / name for name in held.shards]
+    for path, rows in zip(paths, held.shard_rows, strict=True):
+        open_shard(path, held, rows).close()
+    with publish_hdf5(output) as writer:
+        for name in ("latents", "labels", "ids"):
+            found = [_kind_and_shape(path, name) for path in paths]
+            widest = max((kind for kind, _ in found), key=lambda kind: kind.itemsize)  # ids differ in length
+            layout, at = h5py.VirtualLayout((held.rows, *found[0][1][1:]), widest), 0
+            for path, (kind, shape) in zip(paths, found, strict=True):
+                source = h5py.VirtualSource(os.path.relpath(path, output.parent), name, shape, kind)
+                layout[at : at + shape[0]] = source
+                at += shape[0]
+            writer.file.create_virtual_dataset(name, layout)
+        writer.file.attrs["contract"] = held.contract.model_dump_json()
+
+
+def _kind_and_shape(path: Path, dataset: str) -> tuple[np.dtype, tuple[int, ...]]:
+    with h5py.File(path, "r", locking=False) as file:
+        return file[dataset].dtype, file[dataset].shape
 
 
 def require_few_rejects(rejects: list[str], allowed: int) -> None:

@@ -106,6 +106,20 @@ def test_a_shard_describes_itself_to_any_hdf5_reader(stored: Path) -> None:
     assert contract.views == ["image", "mirror"]
 
 
+def test_a_virtual_dataset_shows_other_readers_the_whole_split(own: Path) -> None:
+    latents.write_virtual(own, own.parent / "all.h5")
+    store, rows = latents.LatentStore(own), torch.arange(50)
+    with h5py.File(own.parent / "all.h5") as file:
+        assert file["latents"].shape == (50, 2, 4, 16, 16)
+        assert np.array_equal(file["latents"][:, 1], store.gather_stored(rows, torch.ones_like(rows)).numpy())
+        assert file["labels"][:].tolist() == store.labels.tolist()
+        assert [name.decode() for name in file["ids"][:]] == store.ids
+    (own.parent / "shard_1.h5").unlink()
+    with pytest.raises(Fault, match="shard_1.h5: missing"):
+        latents.write_virtual(own, own.parent / "again.h5")
+    assert not (own.parent / "again.h5").exists()
+
+
 # --- gather ---------------------------------------------------------------------------------------------------------
 
 

@@ -55,5 +55,7 @@ def test_an_orphan_is_waited_for(tmp_path: Path) -> None:
     head.wait()
     began = time.monotonic()
     with writer_lease(tmp_path, poll_seconds=0.05):
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 10
+    # It let go of the lease and is ending: nothing of ours keeps it.
+    if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        psutil.Process(pid).wait(timeout=10)

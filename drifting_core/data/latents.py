@@ -195,7 +195,7 @@ class _Mapped:
 
     def __init__(self, size: int) -> None:
         """`size`: bytes of a latent."""
-        self._size = size
+        self.size = size
         self._maps: list[NDArray[np.uint8]] = []
         self._offsets: list[NDArray[np.int64]] = []  # byte offset of each row of each shard
 
@@ -209,29 +209,30 @@ class _Mapped:
 
         dataset.id.chunk_iter(keep)
         chunk, inside = np.divmod(np.arange(len(dataset)), chunk_rows)
-        self._offsets.append(chunks[chunk] + inside * dataset.shape[1] * self._size)
+        self._offsets.append(chunks[chunk] + inside * dataset.shape[1] * self.size)
         self._maps.append(np.memmap(path, np.uint8, "r"))
 
     def join(self) -> None:
         """Call once, after the last shard."""
         address = np.array([shard.ctypes.data for shard in self._maps], np.int64)
         first, last = int(address.argmin()), int(address.argmax())
-        span = int(address[last] - address[first]) + len(self._maps[last]) - self._size + 1
-        head = np.ndarray((1,), np.dtype((np.void, self._size)), self._maps[first])
+        span = int(address[last] - address[first]) + len(self._maps[last]) - self.size + 1
+        head = np.ndarray((1,), np.dtype((np.void, self.size)), self._maps[first])
         self._records = np.lib.stride_tricks.as_strided(head, (span,), (1,), writeable=False)
         places = zip(self._offsets, address - address[first], strict=True)
         self._place = np.concatenate([offsets + place for offsets, place in places])  # of each row, in the records
 
     def read(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.void]:
         """The records of (row, view) pairs, all of which exist: the caller has looked."""
-        return self._records[self._place[rows] + views * self._size]
+        return self._records[self._place[rows] + views * self.size]
 
 
 class LatentStore:
     """All rows of a split, resolved from its manifest.
 
-    `labels` int64 (N,) and `ids` (N names) per row; `shape` (C, H, W); `views` 1 or 2 (1: mirrored); `num_classes`;
-    `contract`. Opening compares sizes; hashes and checksums are the verify job's. Safe under fork, spawn and threads.
+    `labels` int64 (N,) and `ids` (N names) per row; `shape` (C, H, W); `views` latents per row, which `contract` names (the
+    image and its mirror, or random crops); `num_classes`. Opening compares sizes; hashes and checksums are the verify job's.
+    Safe under fork, spawn and threads.
     """
 
     def __init__(self, manifest: Path, residency: Residency = "mmap", device: torch.device | str = "cpu") -> None:
@@ -260,7 +261,9 @@ class LatentStore:
         self._in_ram: NDArray[np.void] | None = None
         self._on_gpu: Tensor | None = None
         if residency == "ram":
-            self._in_ram = np.concatenate([records for _, records in self._all()])
+            self._in_ram = np.empty(len(self) * self.views, np.dtype((np.void, self._mapped.size)))
+            for first, records in self._all():
+                self._in_ram[first : first + len(records)] = records
         elif residency == "gpu":
             whole = (len(self) * self.views, *self.shape)
             self._on_gpu = torch.empty(whole, dtype=getattr(torch, self.contract.dtype), device=device)

@@ -79,8 +79,8 @@ def make_reference(
 
     Raises BrokenImage when more than data.max_rejects images of a split cannot be read.
     """
-    published = read_published(how.statistics) if how.statistics else None  # before the expensive work
     network, record = load_network(network_path, device)
+    published = read_published(how.statistics, record.dimensions) if how.statistics else None
     inputs = hashes({"index": index, "network": network_path})
     work = {"configuration": configuration, "inputs": inputs}
     train = ImageReader(index, "train", data.archives)
@@ -238,8 +238,8 @@ class _Pass:
         return _Features(output.features[: len(rows)].float().cpu().numpy(), rows, right)
 
 
-def read_published(how: PublishedStatistics) -> Moments:
-    """Moments from an npz, float64. Raises Fault when it is another file, or does not hold what it should."""
+def read_published(how: PublishedStatistics, dimensions: int) -> Moments:
+    """Moments of so many features from an npz, float64. Raises Fault when it is another file, or holds something else."""
     path, key = Path(how.path), "evaluation.reference.statistics"
     if not path.is_file():
         raise Fault(f"{key}.path: {path} is missing; put the file there, or set the key to where it is")
@@ -256,19 +256,19 @@ def read_published(how: PublishedStatistics) -> Moments:
         raise Fault(f"{path}: no npz of numbers: {error}") from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise Fault(f"{path}: {names[0]} is {mean.shape} and {names[1]} {covariance.shape}, expected (D,) and (D, D)")
+    if len(mean) != dimensions:
+        raise Fault(
+            f"{path}: statistics of {len(mean)} features, evaluation.network has {dimensions}; they are of another feature "
+            "network"
+        )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise Fault(f"{path}: holds numbers that are not finite")
     return Moments(mean, covariance, how.images)
 
 
 def _imported(how: PublishedStatistics | None, published: Moments, own: Moments) -> ImportedStatistics:
-    """What was imported, and how near our own images and network come to it. Raises Fault on unlike sizes."""
+    """What was imported, and how near our own images and network come to it."""
     assert how is not None
-    if published.mean.shape != own.mean.shape:
-        raise Fault(
-            f"{how.path}: statistics of {len(published.mean)} features, evaluation.network has {len(own.mean)}; they are of "
-            "another feature network"
-        )
     distance = frechet_distance(*own[:2], *published[:2]) if how.split == "train" else None
     if distance is not None:
         log.info("Fréchet distance of our own statistics of the training images to %s: %.4g", how.path, distance)

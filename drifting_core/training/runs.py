@@ -143,6 +143,8 @@ def _verified_store(latents: Path, verification: Path, residency: Residency, on:
     checked = LatentVerification.read(verification)
     if checked.inputs.get("latents") != hashes({"latents": latents})["latents"]:
         raise Fault(f"{verification}: verifies other latents than {latents}; make the verification again")
+    if residency == "gpu" and on.type != "cuda":
+        raise Fault(f"data.latents.residency: gpu, but this job computes on the {on.type}; set it to ram or mmap")
     for left in checked.not_looked_at:
         log.warning("%s: %s verification did not look at %s", verification, checked.scope, left)
     return LatentStore(latents, residency, on)

@@ -24,6 +24,7 @@ from drifting_core.artifacts import FileRecord, LatentManifest, LatentShard, Lat
 from drifting_core.data import encoding, images, latents, packing, photos, verifying
 from drifting_core.data import index as images_index
 from drifting_core.faults import Fault
+from drifting_core.training import runs
 from tests.unit.latent_samples import HASH, TRAIN, VAL, Halves, encode, section
 
 
@@ -168,6 +169,15 @@ def test_latents_that_reside_on_a_gpu_are_gathered_there(stored: Path) -> None:
     found = latents.LatentStore(stored, "gpu", "cuda").gather(rows, views)
     assert found.is_cuda
     assert torch.equal(found.cpu(), latents.LatentStore(stored).gather(rows, views))
+
+
+def test_latents_on_a_gpu_that_the_job_has_not_are_refused(packed: Path, own: Path) -> None:
+    """A copy in memory would be what somebody gets who asked for the GPU: said, not done."""
+    verification = own.parent / "verify.json"
+    verify(section(packed), packed, own)
+    with pytest.raises(Fault, match="residency: gpu, but this job computes on the cpu; set it to ram or mmap"):
+        runs._verified_store(own, verification, "gpu", torch.device("cpu"))
+    assert len(runs._verified_store(own, verification, "ram", torch.device("cpu"))) == 50
 
 
 def _sums(store: latents.LatentStore, rows: list[int]) -> list[float]:

@@ -138,23 +138,23 @@ def test_published_statistics_take_the_place_of_our_own(
 def test_statistics_that_are_none_are_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     given = published(tmp_path / "stats.npz", **changed)
     with pytest.raises(Fault, match=message):
-        read_published(PublishedStatistics(**given))
+        read_published(PublishedStatistics(**given), 12)
 
 
 def test_another_file_is_refused_by_its_hash(tmp_path: Path) -> None:
     given = published(tmp_path / "stats.npz")
     with pytest.raises(Fault, match=rf"statistics.sha256: {'1' * 64}, but .*stats.npz has {given['sha256']}"):
-        read_published(PublishedStatistics(**{**given, "sha256": "1" * 64}))
+        read_published(PublishedStatistics(**{**given, "sha256": "1" * 64}), 12)
     (tmp_path / "stats.npz").unlink()
     with pytest.raises(Fault, match="stats.npz is missing"):
-        read_published(PublishedStatistics(**given))
+        read_published(PublishedStatistics(**given), 12)
 
 
 @pytest.mark.parametrize("content", [b"no npz", b""])
 def test_a_file_that_is_no_npz(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.npz").write_bytes(content)
     with pytest.raises(Fault, match="no npz of numbers"):
-        read_published(PublishedStatistics(path=str(tmp_path / "x.npz"), sha256=sha256_file(tmp_path / "x.npz")))
+        read_published(PublishedStatistics(path=str(tmp_path / "x.npz"), sha256=sha256_file(tmp_path / "x.npz")), 12)
 
 
 def test_a_pickle_inside_is_not_loaded(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_pickle_inside_is_not_loaded(tmp_path: Path) -> None:
 
     given = published(tmp_path / "stats.npz", mu=np.array([Exploit()], dtype=object))
     with pytest.raises(Fault, match="no npz of numbers"):
-        read_published(PublishedStatistics(**given))
+        read_published(PublishedStatistics(**given), 12)
     assert not (tmp_path / "sentinel").exists()
 
 
@@ -174,5 +174,7 @@ def test_statistics_of_another_network_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = published(tmp_path / "stats.npz", dimensions=5)
+    network = Means()
     with pytest.raises(Fault, match="statistics of 5 features, evaluation.network has 12"):
-        make(packed, tmp_path / "out", monkeypatch, statistics=given)
+        make(packed, tmp_path / "out", monkeypatch, network, statistics=given)
+    assert network.calls == 0, "said before the expensive work"

@@ -38,7 +38,7 @@ check: $(READY) ## formatting, lint and types only
 benchmark: $(READY) ## time and memory of the objective; with a GPU, of whole steps as well (the tables of docs/performance.md)
 	$(BIN)/python -m tests.benchmarks.objective
 
-benchmark-data: $(READY) ## the data path: index, gathers, images by offset (tables of docs/performance.md; 4 minutes, 3 GB)
+benchmark-data: $(READY) ## the data path: index, gathers, images by offset (tables of docs/performance.md; 6 minutes, 3 GB)
 	$(BIN)/python -m tests.benchmarks.data
 
 plan: $(READY) ## jobs, GPU-hours and disk of a configuration: make plan CONFIG=config/l2.yaml

@@ -12,6 +12,7 @@ import torch
 from drifting_core import config
 from drifting_core.artifacts import ImageFolder, Index, hashes, publish
 from drifting_core.data.index import ImageReader
+from drifting_core.data.listing import require_unique
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
 from drifting_core.provenance import code_version
@@ -28,13 +29,18 @@ def make_image_folder(index: Path, places: config.Archives, output: Path, config
     held, root = Index.read(index), output.parent / "imagefolder"
     readers = {split: ImageReader(index, split, places) for split in held.splits}
     root.mkdir(parents=True, exist_ok=True)
-    _require_room(root, held)
-    progress = Progress("image folder", sum(len(reader) for reader in readers.values()), unit="images")
-    for split, reader in readers.items():
-        for label, wnid in enumerate(held.wnids):
-            rows = np.flatnonzero(reader.labels == label).tolist()
-            _write_class(reader, rows, root / split / wnid)
-            progress.advance(len(rows))
+    left = [
+        (reader, np.flatnonzero(reader.labels == label).tolist(), root / split / wnid)
+        for split, reader in readers.items()
+        for label, wnid in enumerate(held.wnids)
+        if not (root / split / wnid).is_dir()
+    ]
+    _require_room(root, held, sum(len(rows) for _, rows, _ in left))
+    images = sum(len(reader) for reader in readers.values())
+    progress = Progress("image folder", images, images - sum(len(rows) for _, rows, _ in left), unit="images")
+    for reader, rows, folder in left:
+        _write_class(reader, rows, folder)
+        progress.advance(len(rows))
     _write_meta(root / META, held, readers["val"].labels.tolist())
     made = ImageFolder(
         configuration=configuration,
@@ -48,27 +54,31 @@ def make_image_folder(index: Path, places: config.Archives, output: Path, config
     return made
 
 
-def _require_room(root: Path, held: Index) -> None:
-    space, images = os.statvfs(root), sum(split.images for split in held.splits.values())
-    wanted = sum(split.archive_bytes for split in held.splits.values())
+def _require_room(root: Path, held: Index, images: int) -> None:
+    """Raises Fault unless so many more images fit."""
+    space = os.statvfs(root)
+    average = sum(split.archive_bytes for split in held.splits.values()) / sum(s.images for s in held.splits.values())
     # Some file systems count no inodes and say 0.
     if space.f_files and space.f_favail < images:
         raise Fault(f"{root}: {images} files are to be made, the file system has {space.f_favail} inodes left")
-    if space.f_bavail * space.f_frsize < wanted:
+    if space.f_bavail * space.f_frsize < images * average:
         raise Fault(
-            f"{root}: {wanted / 1e9:.1f} GB are to be written, the file system has "
+            f"{root}: {images * average / 1e9:.1f} GB are to be written, the file system has "
             f"{space.f_bavail * space.f_frsize / 1e9:.1f} GB left"
         )
 
 
 def _write_class(reader: ImageReader, rows: list[int], folder: Path) -> None:
-    if folder.is_dir():
-        return
+    names = [Path(reader.names[row]).name for row in rows]
+    require_unique(folder, names)
     scratch = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    for row in rows:
-        (scratch / Path(reader.names[row]).name).write_bytes(reader.read(row))
+    try:
+        scratch.mkdir(parents=True)
+        for name, row in zip(names, rows, strict=True):
+            (scratch / name).write_bytes(reader.read(row))
+    except OSError as error:
+        raise Fault(f"{folder}: cannot be written: {error}; finished classes are kept: free space and call again") from error
     scratch.replace(folder)
 
 

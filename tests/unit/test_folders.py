@@ -200,6 +200,15 @@ def test_too_few_inodes_are_said_before_anything_is_written(
     assert not list((tmp_path / "imagefolder").iterdir())
 
 
+def test_images_of_one_class_that_share_a_name_are_not_written_over_each_other(root: Path, tmp_path: Path) -> None:
+    picture(root / "cat/more/0.jpg", 9)
+    (root / "cat/4.jpg").unlink()
+    data = section(root)
+    index = indexed(data, tmp_path)
+    with pytest.raises(Fault, match=r"imagefolder/train/cat: the names 0.jpg occur more than once"):
+        image_folder.make_image_folder(index, data.archives, tmp_path / "imagefolder.done", HASH)
+
+
 # --- CIFAR-10 -------------------------------------------------------------------------------------------------------
 
 

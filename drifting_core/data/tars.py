@@ -111,7 +111,7 @@ class MappedTar:
     # --- many at once ---------------------------------------------------------------------------------------------------
 
     def members_of_all(self, regions: Sequence[Member]) -> Members:
-        """Regular files of the inner archives in these regions, in their order. Raises Fault as `members`."""
+        """Regular files of the inner archives in these regions, in the order of the rounds. Raises Fault as `members`."""
         start = np.array([region.offset for region in regions], np.int64)
         end = start + np.array([region.length for region in regions], np.int64)
         alive, position = np.arange(len(regions)), start.copy()

@@ -346,6 +346,25 @@ def test_walking_all_at_once_finds_what_walking_one_by_one_finds(inner: list[tup
     assert sorted(at_once, key=lambda row: row[1].offset) == one_by_one
 
 
+def test_a_file_system_that_makes_readers_wait_changes_nothing(
+    data: config.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headers are then read by many threads; here every file system is taken for such a one."""
+    pack(data, tmp_path)
+    first = indexed(data, tmp_path).with_name("index.npz").read_bytes()
+    monkeypatch.setattr(tars, "_WAITING", 0.0)
+    threads = set()
+    joined = tars.np.array_split
+
+    def noting(blocks: Any, parts: int) -> Any:
+        threads.add(parts)
+        return joined(blocks, parts)
+
+    monkeypatch.setattr(tars.np, "array_split", noting)
+    assert indexed(data, tmp_path).with_name("index.npz").read_bytes() == first
+    assert max(threads) > 1
+
+
 @pytest.mark.parametrize("name", ["../n01503061_1.JPEG", "/etc/n01503061_1.JPEG", "a/../../n01503061_1.JPEG"])
 def test_a_member_that_would_leave_the_folder_is_refused(data: config.Data, tmp_path: Path, name: str) -> None:
     pack(data, tmp_path)

@@ -10,12 +10,15 @@ import math
 from typing import Any, NamedTuple
 
 from drifting_core.config import Configuration
+from drifting_core.faults import Fault
 
 GPUS = (1, 8, 64)
 
 # ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
 _ARCHIVE_BYTES = 147_897_477_120 + 6_744_924_160
+_IMAGES = 1_331_167
 _INDEX_BYTES_PER_IMAGE = 10
+READERS = 16  # pages that the index asks for at a time: data/tars.py
 # HDF5, JSON, lease and log of each shard; index, manifests, verifications, tokenizer, and their leases and logs.
 _FILES_PER_SHARD, _OTHER_FILES = 4, 23
 
@@ -61,8 +64,8 @@ def stages(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] =
     shard, limit = _shard_seconds(config, rates, expected.train_images / latents.shards_train)
     val, _ = _shard_seconds(config, rates, expected.val_images / latents.shards_val)
     work = latents.shards_train * shard + latents.shards_val * val
-    # A page of each training image, 16 at a time, and of each validation image, one after the other.
-    pages = expected.train_images / 16 + expected.val_images
+    # A page of each training image, many at a time, and of each validation image, one after the other.
+    pages = expected.train_images / READERS + expected.val_images
     latency = _rate(rates, "seconds_per_page")
     encode = [max(work / count, shard * math.ceil(latents.shards_train / count)) / 3600 for count in gpus]
     verify = latent_bytes(config) / _rate(rates, "verified_bytes_per_second") / 3600
@@ -76,9 +79,14 @@ def stages(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] =
 
 
 def table(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = GPUS) -> str:
-    """Markdown: hours by stage, and disk, inodes and memory."""
-    found = stages(config, rates, gpus)
+    """Markdown: hours by stage, and disk, inodes and memory. Raises Fault for other images than ImageNet's."""
     images = config.data.expected.train_images + config.data.expected.val_images
+    if images != _IMAGES:
+        raise Fault(
+            f"data.expected: {images:,} images; the costs of the data road are known for ImageNet's {_IMAGES:,} only: give "
+            "one of its presets, or leave --data away"
+        )
+    found = stages(config, rates, gpus)
     latents = config.data.latents
     shard = latent_bytes(config) / images * config.data.expected.train_images / latents.shards_train
     lines = ["| hours at | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in gpus) + " | limited by |"]

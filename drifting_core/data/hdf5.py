@@ -50,7 +50,12 @@ class _Disk:
         return self._raw.tell()
 
     def truncate(self, size: int) -> int:
-        return self._raw.truncate(size) if self.error is None else size
+        if self.error is None:
+            try:
+                return self._raw.truncate(size)
+            except OSError as error:
+                self.error = error
+        return size
 
     def flush(self) -> None:
         """Unbuffered: there is nothing to flush."""

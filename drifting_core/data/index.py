@@ -11,7 +11,6 @@ import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -99,7 +98,7 @@ class ImageReader:
     (pread keeps no position); pickled by its arguments for spawn.
     """
 
-    def __init__(self, index: Path, split: Literal["train", "val"], places: config.Archives) -> None:
+    def __init__(self, index: Path, split: Split, places: config.Archives) -> None:
         """`index`: index.json. `places`: the configuration's data.archives. Raises Fault if either does not fit."""
         self._arguments = (index, split, places)
         held = Index.read(index)
@@ -156,5 +155,5 @@ class ImageReader:
         if hasattr(self, "_descriptor"):
             self.close()
 
-    def __reduce__(self) -> tuple[type[ImageReader], tuple[Path, Literal["train", "val"], config.Archives]]:
+    def __reduce__(self) -> tuple[type[ImageReader], tuple[Path, Split, config.Archives]]:
         return ImageReader, self._arguments

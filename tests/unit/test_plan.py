@@ -8,6 +8,8 @@ import pytest
 
 from drifting_core import data_plan, plan
 from drifting_core.config import Configuration, load_file
+from drifting_core.data import tars
+from drifting_core.faults import Fault
 
 
 def preset(root: Path, name: str, **training: int) -> Configuration:
@@ -45,6 +47,12 @@ def test_the_data_road_is_cut_over_gpus_and_ends_where_shards_do(root: Path) -> 
     [faster] = [stage for stage in data_plan.stages(more, rates, (64,)) if stage.name.startswith("encode")]
     assert faster.hours[0] < 0.6 * encode.hours[3]
     assert data_plan.files(more) > data_plan.files(ablation)
+
+
+def test_the_data_road_speaks_of_imagenet_only(root: Path) -> None:
+    with pytest.raises(Fault, match="3,500 images; .* known for ImageNet's 1,331,167 only"):
+        data_plan.table(preset(root, "demo"), plan.read_rates())
+    assert data_plan.READERS == tars._READERS
 
 
 def test_micro_batches_cost_a_second_forward_pass(root: Path) -> None:

@@ -111,7 +111,7 @@ def test_the_index_is_small_and_quickly_made(encoded: Encoded, tmp_path: Path) -
     assert _read_with_tarfile(data) == images
     theirs = time.perf_counter() - began
     print(f"index {ours:.2f} s ({images / ours:,.0f} images/s), tarfile {theirs:.2f} s: {theirs / ours:.1f} times")
-    assert theirs > 5 * ours  # 10 and more on a machine of its own (docs/performance.md)
+    assert theirs >= 10 * ours
 
 
 def _seconds_of_index(data: settings.Data, folder: Path) -> float:

@@ -28,11 +28,10 @@ class Layout:
 
     def find(self, stage: str, key: str) -> Configuration:
         """The configuration whose `stage` folder is named `key`. Raises Fault when none is known."""
-        if self.active.key(stage) == key:
-            return self.active
-        for stored in self._runs():
-            if stored.key(stage) == key:
-                return stored
+        for known in (self.active, *self._runs()):
+            for relative in known.relatives():
+                if relative.key(stage) == key:
+                    return relative
         raise Fault(
             f"no known configuration has the {stage} '{key}': the active one has '{self.active.key(stage)}', and no "
             f"run below {self.root}/runs has it; give the configuration that made it with --configfile"

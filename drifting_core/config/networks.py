@@ -35,6 +35,30 @@ class EncoderTraining(Section):
     seed: Natural = Field(42, description="seed of initialisation, order and masks")
 
 
+class EncoderFinetune(Section):
+    """The classifier's fine-tune as a stage of its own, from the encoder that the rest of the section describes."""
+
+    steps: Positive = Field(description="optimisation steps")
+    batch: Positive = Field(description="latents per step")
+    learning_rate: Rate = Field(description="constant after the warm-up")
+    warmup_steps: Natural = Field(0, description="linear warm-up from 1e-6")
+    ramp_steps: Natural = Field(0, description="steps in which the weight of the cross-entropy grows from 0")
+    weight: Fraction = Field(0.1, description="weight of the cross-entropy after the ramp")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW decay, on all parameters")
+    clip: Rate = Field(2.0, description="limit of the global gradient norm")
+    ema: Decay = Field(description="decay of the exponential moving average of the weights")
+    precision: Precision = Field("float32", description="number format of activations")
+    seed: Natural = Field(42, description="seed of order and masks")
+
+    @property
+    def training(self) -> EncoderTraining:
+        """The same as a training that is fine-tune from its first step to its last."""
+        shared = self.model_dump(exclude={"ramp_steps", "weight"})
+        return EncoderTraining(
+            **shared, finetune_steps=self.steps, finetune_ramp_steps=self.ramp_steps, finetune_weight=self.weight
+        )
+
+
 class Importable(Section):
     """A network that is trained here or imported; what an import brings must be what these sections say."""
 
@@ -81,15 +105,35 @@ class Encoder(Importable):
     )
     crop_views: Natural = Field(0, description="for augmentation: views; random crops that are stored per image")
     crop_scale: tuple[Fraction, Fraction] = Field((0.2, 1.0), description="area of the random crops")
+    init_from: str | None = Field(None, min_length=1, description="metadata.json of an encoder's export to start from")
     training: EncoderTraining = Field(description="optimisation")
+    finetune: EncoderFinetune | None = Field(None, description="a second stage, which ends in an encoder of its own")
+    variants: tuple[Positive, ...] = operation((), "other base widths that `snakemake encoders` trains beside this one")
     commit_every: Positive = operation(1000, "steps between committed states")
     log_every: Positive = operation(50, "steps between lines of metrics.jsonl")
+    tensorboard: bool = operation(False, "also write the metrics as TensorBoard events")
+    micro_batches: Positive = operation(1, "parts that a rank's latents are computed in; the numbers stay the same")
+    parallel: Literal["ddp", "fsdp"] = operation("ddp", "ranks hold the whole network each, or a part of it")
     resources: Resources = operation(Resources(), "the training job")
 
     @field_validator("source")
     @classmethod
     def _is_published(cls, source: str) -> str:
         return _released_exists("encoder", source)
+
+    @property
+    def recipe(self) -> EncoderTraining:
+        """The optimisation of the last stage."""
+        return self.finetune.training if self.finetune else self.training
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}_ft" if self.finetune else self.name
+
+    def of_width(self, width: int) -> Self:
+        """The variant of another base width, whose name says so."""
+        stem = self.name.removesuffix(f"_w{self.base_width}")
+        return self.model_copy(update={"base_width": width, "name": f"{stem}_w{width}"})
 
     @model_validator(mode="after")
     def _views_are_counted(self) -> Self:
@@ -161,12 +205,16 @@ class Training(Section):
     ema: Decay = Field(0.999, description="decay of the exponential moving average of the weights")
     precision: Precision = Field("float32", description="number format of activations")
     seed: Natural = Field(42, description="seed of initialisation and of every draw")
+    init_from: str | None = Field(None, min_length=1, description="metadata.json of a generator's export to start from")
     steps: Positive = operation(description="horizon in steps")
     milestone_every: Positive = operation(description="steps per slice: each slice is a job and ends in an export")
     commit_every: Positive = operation(1000, "steps between committed states inside a slice")
     log_every: Positive = operation(50, "steps between lines of metrics.jsonl")
     micro_batches: Positive = operation(1, "parts that a step's labels are computed in; the numbers stay the same")
     compile_objective: bool = operation(False, "torch.compile for the element-wise part of the drift loss")
+    tensorboard: bool = operation(False, "also write the metrics as TensorBoard events")
+    export_raw: bool = operation(False, "exports also hold the weights without averaging (raw.safetensors)")
+    canary_samples: Positive = operation(500, "images of the evaluation that is tried before the first slice")
     resources: Resources = operation(Resources(), "one slice job")
 
     @model_validator(mode="after")

@@ -20,7 +20,9 @@ Precision = Literal["float32", "bfloat16"]
 class Resources(Section):
     """What one job of a stage asks of the scheduler."""
 
-    threads: Positive = operation(1, "CPU threads")
-    gpus: Natural = operation(0, "GPUs; 0 means that the job computes on the CPU")
+    threads: Positive = operation(1, "CPU threads of each rank")
+    gpus: Natural = operation(0, "GPUs on each node; 0 means that the job computes on the CPU")
+    nodes: Positive = operation(1, "nodes (a training on SLURM)")
+    ranks: Natural = operation(0, "processes of a training on each node; 0: one per GPU, or one on the CPU")
     memory_mb: Positive = operation(4000, "memory in MB")
     runtime_minutes: Positive = operation(60, "wall-time limit in minutes")

@@ -13,7 +13,7 @@ from drifting_core import published
 from drifting_core.config.data import Data, Tokenizer
 from drifting_core.config.evaluation import Evaluation
 from drifting_core.config.networks import Encoder, Generator, Objective, Training
-from drifting_core.config.values import Name
+from drifting_core.config.values import Name, Natural
 from drifting_core.faults import Fault
 from drifting_core.identity import Section, digest, identity, merge, operation
 
@@ -23,6 +23,7 @@ class Configuration(Section):
 
     name: Name = Field(description="first part of the run's folder name")
     results: str = operation("results", "root of everything that is made")
+    seeds: tuple[Natural, ...] = operation((), "seeds of the generator's training that `snakemake seeds` compares")
     data: Data = Field(description="images and latents")
     tokenizer: Tokenizer = Field(description="pixels to latents and back")
     encoder: Encoder = Field(description="features of the drift")
@@ -54,6 +55,18 @@ class Configuration(Section):
         wanted = (self.tokenizer.download, self.encoder.download, self.generator.download)
         return {each.key: each for each in wanted if each}
 
+    def relatives(self) -> list[Self]:
+        """This configuration and those whose folders it also makes: the encoder before its fine-tune, other widths, seeds."""
+        encoders = [self.encoder, *map(self.encoder.of_width, self.encoder.variants)]
+        encoders += [encoder.model_copy(update={"finetune": None}) for encoder in encoders if encoder.finetune]
+        return [self.model_copy(update={"encoder": encoder}) for encoder in encoders] + self.seeded()
+
+    def seeded(self) -> list[Self]:
+        """The same with each of `seeds` for the generator's training."""
+        return [
+            self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})}) for seed in self.seeds
+        ]
+
     def slice(self, *paths: str) -> dict[str, dict[str, Any]]:
         """The identities of the sections at these dotted paths: what a rule passes to its script as params."""
         chosen = {}
@@ -74,7 +87,7 @@ class Configuration(Section):
             "tokenizer": f"{self.tokenizer.source}_{self.data.name}" if self._trains_tokenizer else self.tokenizer.source,
             "network": self.evaluation.network.kind,
             "reference": f"{self.data.name}_{self.evaluation.network.kind}",
-            "encoder": self.encoder.name,
+            "encoder": self.encoder.folder_name,
             "run": self.name,
         }
         return f"{names[stage]}-{digest(self.stage_slice(stage))[:8]}"

@@ -56,16 +56,14 @@ class Configuration(Section):
         return {each.key: each for each in wanted if each}
 
     def relatives(self) -> list[Self]:
-        """This configuration and those whose folders it also makes: the encoder before its fine-tune, other widths, seeds."""
+        """This configuration and what it also makes: the encoder before its fine-tune, other widths, seeds."""
         encoders = [self.encoder, *map(self.encoder.of_width, self.encoder.variants)]
         encoders += [encoder.model_copy(update={"finetune": None}) for encoder in encoders if encoder.finetune]
         return [self.model_copy(update={"encoder": encoder}) for encoder in encoders] + self.seeded()
 
     def seeded(self) -> list[Self]:
         """The same with each of `seeds` for the generator's training."""
-        return [
-            self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})}) for seed in self.seeds
-        ]
+        return [self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})}) for seed in self.seeds]
 
     def slice(self, *paths: str) -> dict[str, dict[str, Any]]:
         """The identities of the sections at these dotted paths: what a rule passes to its script as params."""

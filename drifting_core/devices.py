@@ -1,25 +1,66 @@
-"""Devices are given, not looked for (architecture.md, decision 12).
+"""Devices are given, not looked for; ranks are started here, and stopped (architecture.md, decision 12).
 
-Light: torch is imported by the function that needs it.
+A training of several ranks is one job: its process holds the folder's lease, starts the same command once per rank
+(`srun` does where SLURM gave the job), hands signals on, and ends with one exit code. torchrun would not do: it dies of
+SIGUSR1 and turns exit codes into 1. Light: torch is imported by the function that needs it.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from drifting_core.faults import Fault
+from drifting_core.faults import CALL_AGAIN, Fault, Stopped
+from drifting_core.jobs import RANK, SIZE, SRUN, StopRequest, peak_megabytes
+from drifting_core.leases import writer_lease
+from drifting_core.plan import read_rates
 
 if TYPE_CHECKING:
     import torch
 
+    from drifting_core.config import Resources
+
 log = logging.getLogger(__name__)
 
+_PORT = "DRIFTING_PORT"  # where the ranks of this machine meet
+_GRACE = 30.0  # seconds that the other ranks have to end by themselves when one has died
 
-def device(gpus: int, threads: int) -> torch.device:
-    """The device that the plan gave this job: the CPU when it asked for no GPU, else the first granted GPU.
 
-    Raises Fault when a GPU was planned and CUDA cannot use one: the CPU never stands in for it silently.
+class Place(NamedTuple):
+    """One rank among those that were started together, and where they meet."""
+
+    rank: int
+    size: int
+    local_rank: int
+    address: str
+    port: int
+
+
+def place() -> Place | None:
+    """Where this process stands among the ranks of its job; None when it is no rank (also when it will start some)."""
+    if RANK in os.environ:
+        rank, size, port = (int(os.environ[name]) for name in (RANK, SIZE, _PORT))
+        return Place(rank, size, rank, "127.0.0.1", port)
+    if SRUN in os.environ:
+        from submitit import JobEnvironment
+
+        task = JobEnvironment()
+        return Place(task.global_rank, task.num_tasks, task.local_rank, task.hostnames[0], int(os.environ[SRUN]))
+    return None
+
+
+def device(gpus: int, threads: int, local_rank: int = 0) -> torch.device:
+    """The device that the plan gave this process: the CPU when it asked for no GPU, else the granted GPU of its rank.
+
+    Raises Fault when GPUs were planned and CUDA has fewer: the CPU never stands in for one silently, nor one for two.
     """
     import torch
 
@@ -33,5 +74,103 @@ def device(gpus: int, threads: int) -> torch.device:
             f"the plan gives this job {gpus} GPU(s), but torch {torch.__version__} finds none that works here; run it "
             "where a GPU is granted (profiles/slurm), or set the stage's resources.gpus to 0 to compute on the CPU"
         )
-    log.info("on %s", torch.cuda.get_device_name(0))
-    return torch.device("cuda", 0)
+    if torch.cuda.device_count() < gpus:
+        raise Fault(
+            f"the plan gives this job {gpus} GPUs, but {torch.cuda.device_count()} are granted here (Snakemake caps what "
+            "is asked for to the pool's size without a word); grant as many, or lower the stage's resources.gpus"
+        )
+    log.info("on %s", torch.cuda.get_device_name(local_rank))
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def memory_megabytes() -> float:
+    """The most memory that this process has used: of its GPU where it has one, else resident."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_initialized() else peak_megabytes()
+
+
+def peak_flops(on: torch.device, precision: str, count: int) -> float | None:
+    """Floating-point operations a second of `count` such devices (config/rates.yaml); None where it is not known."""
+    import torch
+
+    if on.type != "cuda":
+        return None
+    known = read_rates()["peak_tflops"]
+    name = torch.cuda.get_device_name(on)
+    return next((rates[precision] * 1e12 * count for part, rates in known.items() if part in name), None)
+
+
+def in_ranks(work: Callable[[], None], resources: Resources, folder: Path, stop: StopRequest) -> None:
+    """Do `work` as the one writer of `folder`: here, or in as many processes of this same command as the plan says.
+
+    Raises Stopped when all ranks committed and stopped, and Fault when one failed.
+    """
+    if place() is not None:
+        work()
+        return
+    if resources.gpus and resources.processes != resources.gpus:
+        raise Fault(f"resources.ranks: {resources.ranks} with {resources.gpus} GPUs; a rank has one GPU, leave it at 0")
+    with writer_lease(folder):
+        if resources.processes == 1:
+            work()
+        else:
+            start_ranks([sys.executable, *sys.argv], resources, stop)
+
+
+def start_ranks(command: Sequence[str], resources: Resources, stop: StopRequest, *, grace: float = _GRACE) -> None:
+    """Run `command` once per rank and wait for all. Raises Stopped and Fault as `in_ranks` does."""
+    count, port = resources.processes, _free_port()
+    if "SLURM_JOB_ID" in os.environ:
+        log.info("%d ranks, started by srun", count)
+        step = ["srun", f"--ntasks={count}", f"--cpus-per-task={resources.threads}", f"--wait={grace:.0f}", *command]
+        joint = {SRUN: str(port), SIZE: str(count), "SUBMITIT_EXECUTOR": "slurm"}
+        started = {"srun": subprocess.Popen(step, env={**os.environ, **joint})}
+    else:
+        log.info("%d ranks on this machine", count)
+        environments = [{**os.environ, RANK: str(rank), SIZE: str(count), _PORT: str(port)} for rank in range(count)]
+        started = {f"rank {own[RANK]}": subprocess.Popen(command, env=own) for own in environments}
+    try:
+        first = _first_failure(started, stop, grace)
+    finally:
+        for process in started.values():
+            process.kill()  # nothing where it has ended
+            process.wait()
+    if first is not None:
+        raise Fault(
+            f"{first} of {count} ranks {_said(started[first].returncode)}, and the others were stopped; the last committed "
+            "state stays, and the same command continues from it"
+        )
+    if any(process.returncode == CALL_AGAIN for process in started.values()):
+        raise Stopped(f"all {count} ranks committed and stopped")
+
+
+def _first_failure(started: Mapping[str, subprocess.Popen[bytes]], stop: StopRequest, grace: float) -> str | None:
+    """Wait for all; the name of the first that failed. It ends the others: they would wait for it in a collective."""
+    first: str | None = None
+    told: float | None = None
+    while True:
+        codes = {name: process.poll() for name, process in started.items()}
+        first = first or next((name for name, code in codes.items() if code not in (None, 0, CALL_AGAIN)), None)
+        running = [started[name] for name, code in codes.items() if code is None]
+        if not running:
+            return first
+        if told is None and (first or stop):
+            told = time.monotonic()
+            for process in running:
+                process.send_signal(signal.SIGTERM)
+        if first and told is not None and time.monotonic() - told > grace:
+            for process in running:
+                process.kill()
+        time.sleep(0.1)
+
+
+def _said(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -9,9 +9,11 @@ import argparse
 import json
 import logging
 import os
+import re
 import resource
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +24,10 @@ from typing import Any
 from drifting_core.faults import CALL_AGAIN, Fault, Stopped
 
 log = logging.getLogger("drifting")
+
+RANK = "DRIFTING_RANK"  # number of a process that devices.py started as one of several on this machine
+SIZE = "DRIFTING_SIZE"  # how many they are
+SRUN = "DRIFTING_SRUN"  # set for the tasks of a SLURM step that devices.py started
 
 
 def parser(description: str | None, *, example: str = "") -> argparse.ArgumentParser:
@@ -35,22 +41,34 @@ def parser(description: str | None, *, example: str = "") -> argparse.ArgumentPa
 
 
 def start(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, open the log, and begin it with the command that repeats this job."""
+    """Parse, open the log, and begin it with the command that repeats this job.
+
+    Of several ranks the first speaks; the others say what goes wrong.
+    """
     arguments = made.parse_args(argv)
+    rank = _rank()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(arguments.log, mode="w"))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers, force=True)
-    log.setLevel(logging.INFO)
-    logging.getLogger("drifting_core").setLevel(logging.INFO)
-    if arguments.log:
+        handlers.append(logging.FileHandler(arguments.log, mode="w" if rank is None else "a"))
+    form = f"rank {rank}: %(message)s" if rank else "%(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, handlers=handlers, force=True)
+    for name in ("drifting", "drifting_core"):
+        logging.getLogger(name).setLevel(logging.WARNING if rank else logging.INFO)
+    if arguments.log and rank is None:
         command = shlex.join([sys.executable, *sys.argv])
         handlers[-1].handle(log.makeRecord(log.name, logging.INFO, "", 0, command, (), None))
+    if rank is not None:
+        arguments.threads = max(1, arguments.threads // int(os.environ.get(SIZE, "1")))
     # Thread pools read these when numpy and torch are imported, which happens after this line.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(arguments.threads)
     return arguments
+
+
+def _rank() -> int | None:
+    """Number of this process among the ranks of a job; None when it is no rank."""
+    return int(os.environ[RANK]) if RANK in os.environ else int(os.environ["SLURM_PROCID"]) if SRUN in os.environ else None
 
 
 def json_argument(text: str) -> Any:
@@ -88,13 +106,16 @@ def peak_megabytes() -> float:
 class StopRequest:
     """True once the job should commit and stop: it was signalled, its time is up, or its Snakemake has died.
 
-    SIGTERM, SIGUSR1 and SIGUSR2 are caught (the latter two are what SLURM sends before a limit).
+    SIGTERM, SIGUSR1 and SIGUSR2 are caught (the latter two are what SLURM sends before a limit). Its time is up
+    `max_seconds` after the start, or before SLURM ends the job, less what `needs` says.
     """
 
     def __init__(self, max_seconds: float | None = None) -> None:
         self.reason = ""
+        self.needs = 0.0  # seconds that the job takes from being asked until it has ended
         self._parent = os.getppid()
-        self._deadline = time.monotonic() + max_seconds if max_seconds else None
+        ends = [seconds for seconds in (max_seconds, _seconds_of_allocation()) if seconds is not None]
+        self._deadline = time.monotonic() + min(ends) if ends else None
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
 
@@ -104,9 +125,35 @@ class StopRequest:
     def __bool__(self) -> bool:
         if os.getppid() != self._parent:
             self.reason = "the process that started this job has died"
-        if self._deadline and time.monotonic() > self._deadline:
+        if self._deadline is not None and time.monotonic() + self.needs > self._deadline:
             self.reason = "the time limit is near"
         return bool(self.reason)
+
+
+def _seconds_of_allocation() -> float | None:
+    """Seconds until SLURM ends this job; None outside SLURM and where it cannot be asked (then its signal must do)."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return None
+    end = os.environ.get("SLURM_JOB_END_TIME")
+    if end is None:  # older SLURM, or a step that Snakemake's plugin started
+        try:
+            asked = subprocess.run(
+                ["squeue", "--noheader", "--jobs", job, "--format", "%L"], capture_output=True, text=True, timeout=20
+            )
+        except (FileNotFoundError, subprocess.TimeoutExpired):
+            return None
+        return _slurm_seconds(asked.stdout.strip())
+    return float(end) - time.time()
+
+
+def _slurm_seconds(text: str) -> float | None:
+    """SLURM's [days-]hours:minutes:seconds (or minutes:seconds) as seconds; None for UNLIMITED, INVALID and the like."""
+    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", text)
+    if not found:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 class Progress:

@@ -7,7 +7,9 @@ floating-point operations. Stages that a configuration gives to the CPU are left
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import yaml
@@ -92,12 +94,25 @@ def decoder_macs(config: Configuration) -> float:
     return sum(weights * side**2 for weights, side in _decoder_convolutions(config))
 
 
-def step_macs(config: Configuration) -> float:
-    """Multiply-adds of one generator step (protocol 4.3); a second forward pass where the step is cut into parts."""
+def of_sections(parts: Mapping[str, Any]) -> Any:
+    """The sections of a slice, as the counts here read them of a Configuration."""
+    return SimpleNamespace(**parts, latent_size=parts["data"].image_size // parts["tokenizer"].factor)
+
+
+def encoder_step_macs(config: Configuration) -> float:
+    """Multiply-adds of one step of the latent-MAE: forward and backward."""
+    return 3 * config.encoder.recipe.batch * (encoder_macs(config) + decoder_macs(config))
+
+
+def step_macs(config: Configuration, *, recomputed: bool = True) -> float:
+    """Multiply-adds of one generator step (protocol 4.3).
+
+    `recomputed`: with the second forward pass where the step is cut into parts.
+    """
     objective = config.objective
     generated = objective.classes_per_step * objective.generated_per_class
     real = objective.classes_per_step * (objective.positives_per_class + objective.unconditional_per_class)
-    again = 0 if config.training.micro_batches == 1 else 1
+    again = 1 if recomputed and config.training.micro_batches > 1 else 0
     encoder = encoder_macs(config) if objective.encoder_features else 0.0
     return generated * ((3 + again) * generator_macs(config) + (2 + again) * encoder) + real * encoder
 

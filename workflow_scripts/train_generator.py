@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.config import sections
+from drifting_core.devices import in_ranks
 from drifting_core.identity import digest
 from drifting_core.jobs import StopRequest, json_argument, parser, run, start
-from drifting_core.leases import writer_lease
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--output", type=Path, required=True, help="metadata.json of the export to be made")
     made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this long")
     arguments = start(made, argv)
-    stop = StopRequest(arguments.max_seconds)
+    parts, stop = sections(arguments.config, arguments.operations), StopRequest(arguments.max_seconds)
 
-    from drifting_core.training.runs import train_generator
+    def work() -> None:
+        from drifting_core.training.runs import train_generator
 
-    with writer_lease(arguments.output.parent.parent.parent):
         train_generator(
-            sections(arguments.config, arguments.operations),
+            parts,
             configuration=digest(arguments.config),
             until=arguments.until,
             latents=arguments.latents,
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             threads=arguments.threads,
             stop=stop,
         )
+
+    in_ranks(work, parts["training"].resources, arguments.output.parent.parent.parent, stop)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,17 @@ class Resources(Section):
     """What one job of a stage asks of the scheduler."""
 
     threads: Positive = operation(1, "CPU threads of each rank")
-    gpus: Natural = operation(0, "GPUs on each node; 0 means that the job computes on the CPU")
-    nodes: Positive = operation(1, "nodes (a training on SLURM)")
-    ranks: Natural = operation(0, "processes of a training on each node; 0: one per GPU, or one on the CPU")
+    gpus: Natural = operation(0, "GPUs; 0 means that the job computes on the CPU")
+    ranks: Natural = operation(0, "processes of a training; 0: one per GPU, or one on the CPU")
     memory_mb: Positive = operation(4000, "memory in MB")
     runtime_minutes: Positive = operation(60, "wall-time limit in minutes")
+
+    @property
+    def processes(self) -> int:
+        """Ranks of a training."""
+        return self.ranks or max(self.gpus, 1)
+
+    @property
+    def cores(self) -> int:
+        """CPU threads of all ranks together."""
+        return self.threads * self.processes

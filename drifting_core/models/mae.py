@@ -159,6 +159,12 @@ class MaskedAutoencoder(nn.Module):
         """
         _initialise(self, seed, "latent-mae.")
 
+    def sharding_units(self) -> list[nn.Module]:
+        """Modules whose parameters are gathered together when the network is divided over devices."""
+        decoder = self.decoder
+        blocks = [block for stage in self.encoder.stages for block in stage.children()]
+        return [*blocks, decoder.bridge, decoder.up3, decoder.up2, decoder.up1, decoder.up0]
+
     def mask_grid(self, height: int, width: int) -> tuple[int, int]:
         """How many mask patches a latent of this size has, (rows, columns). Raises ValueError if it does not divide."""
         side = self.mask_patch_size * self.encoder.input_patch_size

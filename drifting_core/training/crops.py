@@ -46,9 +46,10 @@ class OnlineCrops:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def latents(self, rows: Tensor, views: Tensor, step: int) -> Tensor:
-        """Scaled posterior samples (B, C, h, w) of a fresh crop of each of `rows`."""
-        uniforms = draws.uniform(draws.key(self.seed, "crop", step), (len(rows), CROP_UNIFORMS)).tolist()
+    def latents(self, rows: Tensor, views: Tensor, step: int, first: int) -> Tensor:
+        """Scaled posterior samples (B, C, h, w) of a fresh crop of each of `rows`, from place `first` of the batch on."""
+        shape = (len(rows), CROP_UNIFORMS)
+        uniforms = draws.uniform(draws.key(self.seed, "crop", step), shape, start=first * CROP_UNIFORMS).tolist()
 
         def crop(place: int) -> np.ndarray:
             row = int(self.rows[rows[place]])
@@ -58,5 +59,6 @@ class OnlineCrops:
         crops = [made for _, made in in_order(range(len(rows)), crop, self.threads)]
         images = torch.from_numpy(np.stack(crops)).split(self.compute_batch)
         mean, std = (torch.cat(parts) for parts in zip(*map(self.tokenizer.encode_moments, images), strict=True))
-        noise = draws.normal(draws.key(self.seed, "posterior", step), mean.shape, device=mean.device)
+        start = first * mean[0].numel()
+        noise = draws.normal(draws.key(self.seed, "posterior", step), mean.shape, start=start, device=mean.device)
         return (mean + std * noise) * self.tokenizer.scaling_factor

@@ -6,12 +6,15 @@ samples, look at them and at generated samples through the frozen encoder, sum t
 
 from __future__ import annotations
 
+import functools
+import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drifting_core import config
 from drifting_core.data import draws
@@ -22,8 +25,8 @@ from drifting_core.drift.guidance import sample_alpha, unconditional_weight
 from drifting_core.drift.objective import DriftObjective, EntryLoss, total
 from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder
-from drifting_core.training.loop import Optimisation
-from drifting_core.training.parallel import ALONE, Ranks
+from drifting_core.training.loop import NotFinite, Optimisation, Work
+from drifting_core.training.parallel import ALONE, Ranks, gradients_later
 
 
 class Batch(NamedTuple):
@@ -49,10 +52,14 @@ class DriftTraining:
         encoder: LatentEncoder,
         device: torch.device,
         ranks: Ranks = ALONE,
+        work: Work | None = None,
     ) -> None:
-        """On several `ranks` each computes its share of the labels; the numbers are those of one."""
+        """On several `ranks` each computes its share of the labels; the numbers are those of one. `work`: of a step."""
         self.objective, self.recipe, self.store, self.device = objective, training, store, device
         self.ranks, self.mine = ranks, ranks.share(objective.classes_per_step, "objective.classes_per_step")
+        self.work = work or Work(objective.classes_per_step * objective.generated_per_class)
+        self.data_seconds = 0.0
+        self._seen: dict[str, Tensor] = {}
         self.encoder = encoder.to(device) if objective.encoder_features else None
         with torch.device(device):
             self.model = Generator(**architecture(generator, store, training.precision))
@@ -91,9 +98,11 @@ class DriftTraining:
         return draws.uniform(draws.key(self.recipe.seed, purpose, step), shape)
 
     def _gather(self, codes: Tensor) -> Tensor:
+        began = time.perf_counter()
         flat = codes.flatten()
-        found = self.store.gather_stored(flat // self.store.views, flat % self.store.views)
-        return found.to(self.device).to(torch.float32)
+        found = self.store.gather_stored(flat // self.store.views, flat % self.store.views).to(self.device)
+        self.data_seconds += time.perf_counter() - began
+        return found.to(self._format)
 
     def batch(self, step: int) -> Batch:
         """Everything that update number `step` sees, as a function of (seed, step) and the bank."""
@@ -118,10 +127,10 @@ class DriftTraining:
         seed, model = self.recipe.seed, self.model
         return Batch(
             labels=labels[mine].to(self.device),
-            alpha=alpha[mine].to(self.device, torch.float32),
+            alpha=alpha[mine].to(self.device, self._format),
             positives=self._gather(positives[mine]),
             unconditional=self._gather(unconditional[mine]),
-            noise=draws.normal_rows(draws.key(seed, "noise"), samples, self.store.shape),
+            noise=draws.normal_rows(draws.key(seed, "noise"), samples, self.store.shape, dtype=self._format),
             style=draws.integers_rows(draws.key(seed, "style"), model.style_entries, samples, model.style_tables),
         )
 
@@ -129,13 +138,21 @@ class DriftTraining:
 
     def advance(self, step: int) -> dict[str, Any]:
         batch = self.batch(step)
+        self._seen = batch._asdict()
         results = self._backward(batch)
-        self.ranks.sum_gradients(self.model.parameters())
+        loss = float(total(results))
+        if not math.isfinite(loss):
+            entries = {name: [part.tolist() for part in entry] for name, entry in results.items()}
+            broken = ", ".join(name for name, entry in results.items() if not torch.isfinite(entry.loss))
+            raise NotFinite(
+                f"the loss is not finite in the entries {broken}; the weights were not updated",
+                {"loss, scale, force norms": entries, **self.optimisation.norms()},
+            )
         update = self.optimisation.apply(step)
-        return {"loss": float(total(results)), **update, **_summary(results, self.objective.temperatures)}
+        return {"loss": loss, **update, **_summary(results, self.objective.temperatures)}
 
     def _backward(self, batch: Batch) -> dict[str, EntryLoss]:
-        """This rank's share of the gradient of the loss, added to the parameters; the loss over all ranks.
+        """The gradient of the loss, added to the parameters, and the loss, both over all ranks.
 
         The normalisers belong to the whole batch. Where it does not fit at once, its features are computed without
         gradients first, and each part again with: one more forward pass, the same numbers.
@@ -145,26 +162,36 @@ class DriftTraining:
             positives = _collected(lambda part: self._features(_of(batch.positives, batch, part)), parts)
             unconditional = _collected(lambda part: self._features(_of(batch.unconditional, batch, part)), parts)
         if len(parts) == 1:
-            generated = self._features(self._generate(batch, parts[0]))
+            generated = self._features(self._generate(self.network, batch, parts[0]))
         else:
             with torch.no_grad():
-                generated = _collected(lambda part: self._features(self._generate(batch, part)), parts)
+                generated = _collected(lambda part: self._features(self._generate(self.model, batch, part)), parts)
         objective = DriftObjective(
             generated, positives, unconditional, self._weights(batch.alpha), self.objective.temperatures,
             group=self.ranks.group, compiled=self.recipe.compile_objective,
         )  # fmt: skip
         for part in parts:
-            features = generated if len(parts) == 1 else self._features(self._generate(batch, part))
-            gradients = objective.gradients(part)
-            torch.autograd.backward(list(features.values()), [gradients[name] for name in features])
+            with gradients_later(self.network, later=part is not parts[-1]):
+                features = generated if len(parts) == 1 else self._features(self._generate(self.network, batch, part))
+                gradients = objective.gradients(part)
+                torch.autograd.backward(list(features.values()), [gradients[name] for name in features])
         return objective.results()
 
-    def _generate(self, batch: Batch, labels: slice) -> Tensor:
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """The model as it is called in a pass with gradients; made late, when weights and their type have settled."""
+        return self.ranks.replicate(self.model)
+
+    @property
+    def _format(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def _generate(self, network: nn.Module, batch: Batch, labels: slice) -> Tensor:
         """The generated latents of some labels."""
         repeats = self.objective.generated_per_class
         named, alpha = (of[labels].repeat_interleave(repeats) for of in (batch.labels, batch.alpha))
         with self._autocast():
-            return self.model(_of(batch.noise, batch, labels), named, alpha, _of(batch.style, batch, labels))
+            return network(_of(batch.noise, batch, labels), named, alpha, _of(batch.style, batch, labels))
 
     def _features(self, latents: Tensor) -> dict[str, Tensor]:
         """Entries of the objective: the raw latent and, unless it is switched off, the encoder's."""
@@ -192,9 +219,12 @@ class DriftTraining:
         bank = {f"bank.{name}": tensor for name, tensor in self.bank.tensors().items()}
         return {**self.optimisation.tensors(), **bank, "position": self.position}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def evidence(self) -> dict[str, Tensor]:
+        return self._seen
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         self.optimisation.load(tensors)
-        self.bank.load({name.removeprefix("bank."): t for name, t in tensors.items() if name.startswith("bank.")})
+        self.bank.load({name.removeprefix("bank."): tensors[name] for name in tensors if name.startswith("bank.")})
         self.position.copy_(tensors["position"])
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drifting_core import config
 from drifting_core.data import draws
 from drifting_core.data.latents import LatentStore
 from drifting_core.data.stream import SampleStream
 from drifting_core.models.mae import MaskedAutoencoder
-from drifting_core.training.loop import Optimisation
+from drifting_core.training.loop import NotFinite, Optimisation, Work
+from drifting_core.training.parallel import ALONE, Ranks, gradients_later
 
 
 class Source(Protocol):
@@ -23,8 +28,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def latents(self, rows: Tensor, views: Tensor, step: int) -> Tensor:
-        """(B, C, H, W) of these rows and views, for this step; float16 or float32, on any device."""
+    def latents(self, rows: Tensor, views: Tensor, step: int, first: int) -> Tensor:
+        """(B, C, H, W) of these rows and views, which are the places first, first + 1, ... of this step's batch.
+
+        float16 or float32, on any device.
+        """
 
 
 class StoredLatents:
@@ -36,19 +44,34 @@ class StoredLatents:
     def __len__(self) -> int:
         return len(self.store)
 
-    def latents(self, rows: Tensor, views: Tensor, step: int) -> Tensor:
+    def latents(self, rows: Tensor, views: Tensor, step: int, first: int) -> Tensor:
         return self.store.gather_stored(rows, views)
 
 
 class MaskedTraining:
     """One latent-MAE as a Trainee: masked reconstruction, and the classifier's cross-entropy in the last steps."""
 
-    def __init__(self, encoder: config.Encoder, store: LatentStore, source: Source, device: torch.device) -> None:
-        self.encoder, self.recipe = encoder, encoder.training
-        self.source, self.device = source, device
+    def __init__(
+        self,
+        encoder: config.Encoder,
+        store: LatentStore,
+        source: Source,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        work: Work | None = None,
+    ) -> None:
+        """On several `ranks` each computes its share of the batch; the numbers are those of one. `work`: of a step."""
+        self.encoder, self.recipe = encoder, encoder.recipe
+        self.source, self.device, self.ranks = source, device, ranks
+        self.mine = ranks.share(self.recipe.batch, "encoder.training.batch")
+        self.work = work or Work(self.recipe.batch)
+        self.data_seconds = 0.0
+        self._seen: dict[str, Tensor] = {}
         with torch.device(device):
             self.model = MaskedAutoencoder(**architecture(encoder, store), mask_patch_size=encoder.mask_patch_size)
         self.model.reset_parameters(self.recipe.seed)
+        if encoder.parallel == "fsdp":
+            ranks.shard(self.model)
         self.optimisation = Optimisation(
             self.model,
             learning_rate=self.recipe.learning_rate,
@@ -71,30 +94,56 @@ class MaskedTraining:
             return self.recipe.finetune_weight
         return self.recipe.finetune_weight * into / self.recipe.finetune_ramp_steps
 
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """The model as it is called in a forward pass; made late, when weights and their type have settled."""
+        return self.ranks.replicate(self.model)
+
     def advance(self, step: int) -> dict[str, Any]:
-        rows, views = self.stream.take(step * self.recipe.batch, self.recipe.batch)
-        latents = self.source.latents(rows, views, step).to(self.device).to(torch.float32)
-        labels = self.source.labels[rows].to(self.device)
-        grid = self.model.mask_grid(*latents.shape[2:])
-        uniforms = draws.uniform(draws.key(self.recipe.seed, "mask", step), (len(rows), *grid), device=self.device)
-        mask = self.model.random_mask(uniforms, self.encoder.mask_ratio)
+        latents, labels, mask = self._batch(step)
         weight = self.classifier_weight(step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            output = self.model(latents, labels, mask, weight)
-        loss = output.loss.mean()
-        loss.backward()
-        return {
-            "loss": float(loss.detach()),
-            "reconstruction": float(output.reconstruction.detach().mean()),
-            "classification": float(output.classification.detach().mean()),
-            "classifier_weight": weight,
-            **self.optimisation.apply(step),
-        }
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        parts = list(zip(*(each.chunk(self.encoder.micro_batches) for each in (latents, labels, mask)), strict=True))
+        for place, part in enumerate(parts, start=1):
+            with gradients_later(self.network, later=place < len(parts)):
+                with self._autocast():
+                    output = self.network(*part, weight)
+                (output.loss.sum() / self.recipe.batch).backward()
+            sums += torch.stack([each.detach().sum().double() for each in output[:3]]) / self.recipe.batch
+        loss, reconstruction, classification = self.ranks.sum(sums).tolist()
+        numbers = {"loss": loss, "reconstruction": reconstruction, "classification": classification}
+        if not math.isfinite(loss):
+            raise NotFinite(f"the loss is not finite ({numbers}); the weights were not updated", self.optimisation.norms())
+        return {**numbers, "classifier_weight": weight, **self.optimisation.apply(step)}
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (B, C, H, W), labels (B,) and mask (B, 1, h, w) of this rank's share of the step."""
+        began = time.perf_counter()
+        batch, mine = self.recipe.batch, self.mine
+        rows, views = (drawn[mine] for drawn in self.stream.take(step * batch, batch))
+        latents = self.source.latents(rows, views, step, mine.start).to(self.device).to(self._format)
+        labels = self.source.labels[rows].to(self.device)
+        self.data_seconds += time.perf_counter() - began
+        grid = self.model.mask_grid(*latents.shape[2:])
+        uniforms = draws.uniform(draws.key(self.recipe.seed, "mask", step), (batch, *grid), device=self.device)
+        mask = self.model.random_mask(uniforms[mine], self.encoder.mask_ratio).to(self._format)
+        self._seen = {"latents": latents, "labels": labels, "mask": mask}
+        return latents, labels, mask
+
+    @property
+    def _format(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def evidence(self) -> dict[str, Tensor]:
+        return self._seen
 
     def tensors(self) -> dict[str, Tensor]:
         return self.optimisation.tensors()
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         self.optimisation.load(tensors)
 
 
@@ -114,7 +163,7 @@ def encoder_architecture(encoder: config.Encoder, channels: int) -> dict[str, An
     }
 
 
-def encoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The encoder's EMA weights out of a committed state of MaskedTraining."""
     prefix = "ema.encoder."
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}

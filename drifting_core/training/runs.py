@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
+from drifting_core import config, plan
 from drifting_core.artifacts import EncoderTrained, LatentVerification, hashes, publish_text
 from drifting_core.data.latents import LatentStore, Residency
-from drifting_core.devices import device
+from drifting_core.devices import device, peak_flops, place
 from drifting_core.faults import Fault
 from drifting_core.jobs import StopRequest
 from drifting_core.models.exports import load_encoder, write_export
 from drifting_core.provenance import code_version, environment
 from drifting_core.training import generator as drifting
 from drifting_core.training import mae
-from drifting_core.training.loop import MetricsFile, train
-from drifting_core.training.state import StateFolder
+from drifting_core.training.loop import MetricsFile, Sinks, Work, train
+from drifting_core.training.parallel import Ranks, joined
+from drifting_core.training.state import StateFolder, Stored
 
 log = logging.getLogger(__name__)
 
@@ -41,59 +43,60 @@ def train_encoder(
     stop: StopRequest,
 ) -> None:
     """Bring the latent-MAE to its last step; `output` then stands for its final state."""
-    encoder = parts["encoder"]
-    on = device(encoder.resources.gpus, threads)
-    store = _verified_store(latents, verification, parts["data"].latents.residency, on)
-    source: mae.Source = mae.StoredLatents(store)
-    if encoder.augmentation == "online":
-        from drifting_core.training.crops import OnlineCrops  # brings the tokenizer's library, which takes seconds
+    encoder, steps = parts["encoder"], parts["encoder"].recipe.steps
+    with _on_devices(encoder.resources, threads) as (on, ranks):
+        store = _verified_store(latents, verification, parts["data"].latents.residency, on)
+        source: mae.Source = mae.StoredLatents(store)
+        if encoder.augmentation == "online":
+            from drifting_core.training.crops import OnlineCrops  # brings the tokenizer's library, which takes seconds
 
-        source = OnlineCrops(
-            parts["data"],
-            encoder,
-            index=index,
-            tokenizer=tokenizer,
-            rejects=store.manifest.rejects,
-            device=on,
-            threads=threads,
-        )
-    if encoder.augmentation == "views":
-        of_crops, crops_verification = crops
-        stored = _verified_store(of_crops, crops_verification, parts["data"].latents.residency, on)
-        # Crops differ from the centre crops in what was encoded, and in nothing else.
-        seen = {"views": store.contract.views, "pre_encode_transforms": store.contract.pre_encode_transforms}
-        store.require_contract(stored.contract.model_copy(update=seen), str(stored.path))
-        source = mae.StoredLatents(stored)
-    trainee = mae.MaskedTraining(encoder, store, source, on)
-    state = StateFolder(output.parent / "state", configuration)
-    _write_snapshot(output.parent)
-    steps = encoder.training.steps
-    train(
-        trainee, state, MetricsFile(output.parent / "metrics.jsonl"), until=steps, commit_every=encoder.commit_every,
-        log_every=encoder.log_every, stop=stop, label="latent-MAE",
-    )  # fmt: skip
-    EncoderTrained(
-        configuration=configuration,
-        code=code_version(),
-        inputs=hashes({"latents": latents, "verification": verification, **dict(zip(_CROPS, crops, strict=False))}),
-        files=state.record(steps),
-        step=steps,
-    ).write(output)
+            source = OnlineCrops(
+                parts["data"],
+                encoder,
+                index=index,
+                tokenizer=tokenizer,
+                rejects=store.manifest.rejects,
+                device=on,
+                threads=threads,
+            )
+        if encoder.augmentation == "views":
+            of_crops, crops_verification = crops
+            stored = _verified_store(of_crops, crops_verification, parts["data"].latents.residency, on)
+            # Crops differ from the centre crops in what was encoded, and in nothing else.
+            seen = {"views": store.contract.views, "pre_encode_transforms": store.contract.pre_encode_transforms}
+            store.require_contract(stored.contract.model_copy(update=seen), str(stored.path))
+            source = mae.StoredLatents(stored)
+        peak = peak_flops(on, encoder.recipe.precision, ranks.size)
+        work = Work(encoder.recipe.batch, 2 * plan.encoder_step_macs(plan.of_sections(parts)), peak)
+        trainee = mae.MaskedTraining(encoder, store, source, on, ranks, work)
+        state = StateFolder(output.parent / "state", configuration, ranks)
+        train(
+            trainee, state, _sinks(output.parent, ranks), until=steps, commit_every=encoder.commit_every,
+            log_every=encoder.log_every, stop=stop, label="latent-MAE", ranks=ranks,
+        )  # fmt: skip
+        if ranks.rank == 0:
+            EncoderTrained(
+                configuration=configuration,
+                code=code_version(),
+                inputs=hashes({"latents": latents, "verification": verification, **dict(zip(_CROPS, crops, strict=False))}),
+                files=state.record(steps),
+                step=steps,
+            ).write(output)
 
 
 def export_encoder(parts: Mapping[str, Any], *, configuration: str, trained: Path, latents: Path, output: Path) -> None:
     """Write the encoder's EMA weights where later stages look for them."""
     record = EncoderTrained.read(trained)
     record.verify(trained.parent)
-    [name] = record.files
+    state = Stored((trained.parent / next(iter(record.files))).parent)
     encoder, store = parts["encoder"], LatentStore(latents)
     write_export(
         output,
         "encoder",
-        mae.encoder_weights(safetensors.torch.load_file(trained.parent / name)),
+        mae.encoder_weights(state),
         mae.encoder_architecture(encoder, store.shape[0]),
         step=record.step,
-        ema_decay=encoder.training.ema,
+        ema_decay=encoder.recipe.ema,
         latents=store.contract,
         configuration=configuration,
         inputs=hashes({"trained": trained, "latents": latents}),
@@ -113,29 +116,50 @@ def train_generator(
     stop: StopRequest,
 ) -> None:
     """Bring the generator to `until` steps and export its EMA weights."""
-    training = parts["training"]
-    on = device(training.resources.gpus, threads)
-    store = _verified_store(latents, verification, parts["data"].latents.residency, on)
-    network, export = load_encoder(encoder)
-    store.require_contract(export.latents, f"the encoder {encoder}")
-    trainee = drifting.DriftTraining(parts["generator"], parts["objective"], training, store, network, on)
-    run = output.parent.parent.parent
-    _write_snapshot(run)
-    train(
-        trainee, StateFolder(run / "state", configuration), MetricsFile(run / "metrics.jsonl"), until=until,
-        commit_every=training.commit_every, log_every=training.log_every, stop=stop, label="generator",
-    )  # fmt: skip
-    write_export(
-        output,
-        "generator",
-        trainee.optimisation.ema,
-        drifting.architecture(parts["generator"], store, training.precision),
-        step=until,
-        ema_decay=training.ema,
-        latents=store.contract,
-        configuration=configuration,
-        inputs=hashes({"latents": latents, "verification": verification, "encoder": encoder}),
-    )
+    training, run = parts["training"], output.parent.parent.parent
+    with _on_devices(training.resources, threads) as (on, ranks):
+        store = _verified_store(latents, verification, parts["data"].latents.residency, on)
+        network, export = load_encoder(encoder)
+        store.require_contract(export.latents, f"the encoder {encoder}")
+        objective = parts["objective"]
+        peak = peak_flops(on, training.precision, ranks.size)
+        images = objective.classes_per_step * objective.generated_per_class
+        work = Work(images, 2 * plan.step_macs(plan.of_sections(parts), recomputed=False), peak)
+        trainee = drifting.DriftTraining(parts["generator"], objective, training, store, network, on, ranks, work)
+        state = StateFolder(run / "state", configuration, ranks)
+        train(
+            trainee, state, _sinks(run, ranks), until=until, commit_every=training.commit_every,
+            log_every=training.log_every, stop=stop, label="generator", ranks=ranks,
+        )  # fmt: skip
+        if ranks.rank == 0:
+            write_export(
+                output,
+                "generator",
+                trainee.optimisation.ema,
+                drifting.architecture(parts["generator"], store, training.precision),
+                step=until,
+                ema_decay=training.ema,
+                latents=store.contract,
+                configuration=configuration,
+                inputs=hashes({"latents": latents, "verification": verification, "encoder": encoder}),
+            )
+
+
+@contextmanager
+def _on_devices(resources: config.Resources, threads: int) -> Iterator[tuple[torch.device, Ranks]]:
+    """This process's device, and the ranks of its job, joined."""
+    here = place()
+    on = device(resources.gpus, threads, here.local_rank if here else 0)
+    with joined(here, on) as ranks:
+        yield on, ranks
+
+
+def _sinks(folder: Path, ranks: Ranks) -> Sinks:
+    """Where the first rank writes metrics; env_snapshot.json says what it ran with."""
+    if ranks.rank > 0:
+        return Sinks()
+    _write_snapshot(folder)
+    return Sinks(MetricsFile(folder / "metrics.jsonl"))
 
 
 def _verified_store(latents: Path, verification: Path, residency: Residency, on: torch.device) -> LatentStore:

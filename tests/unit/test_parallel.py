@@ -46,10 +46,7 @@ def step(configuration: dict[str, Any], store: Path, dtype: str, ranks: Ranks, m
     assert trainee.encoder is not None
     trainee.encoder.to(number_format)
     trainee.begin()
-    batch = trainee.batch(0)
-    floats = {name: value.to(number_format) for name, value in batch._asdict().items() if value.is_floating_point()}
-    results = trainee._backward(batch._replace(**floats))
-    ranks.sum_gradients(trainee.model.parameters())
+    results = trainee._backward(trainee.batch(0))
     gradients = {name: p.grad for name, p in trainee.model.named_parameters() if p.grad is not None}
     assert len(gradients) == len(list(trainee.model.parameters()))
     return {"loss": total(results), **gradients}

@@ -18,7 +18,7 @@ from drifting_core.faults import Fault, Stopped
 from drifting_core.jobs import StopRequest
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.training.generator import DriftTraining
-from drifting_core.training.loop import MetricsFile, Optimisation, Trainee, train
+from drifting_core.training.loop import MetricsFile, NotFinite, Optimisation, Trainee, train
 from drifting_core.training.mae import MaskedTraining, StoredLatents, encoder_architecture
 from drifting_core.training.state import StateFolder
 from tests.unit.training_samples import CPU, drift_training, small_configuration, write_store
@@ -38,17 +38,17 @@ def encoder(small: settings.Configuration, store: LatentStore) -> MaskedTraining
     return MaskedTraining(small.encoder, store, StoredLatents(store), CPU)
 
 
-def run(trainee: Trainee, folder: Path, until: int, stop: Any = False, log_every: int = 1) -> dict[str, Tensor]:
+def run(trainee: Trainee, folder: Path, until: int, stop: Any = None, log_every: int = 1) -> dict[str, Tensor]:
     train(
         trainee, StateFolder(folder / "state", "c"), MetricsFile(folder / "metrics.jsonl"), until=until, commit_every=3,
-        log_every=log_every, stop=stop, label="test",
+        log_every=log_every, stop=StopAfter(until) if stop is None else stop, label="test",
     )  # fmt: skip
     return {name: tensor.clone() for name, tensor in trainee.tensors().items()}
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in json.loads(line).items() if name != "seconds"}
+        {name: value for name, value in json.loads(line).items() if name != "time"}
         for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
 
@@ -153,6 +153,7 @@ def test_the_last_two_states_are_kept_and_a_half_written_one_is_ignored(tmp_path
     states = StateFolder(tmp_path, "c")
     for step in (1, 2, 3):
         states.commit(step, {"x": torch.tensor(float(step))})
+    states.wait()
     (tmp_path / ".step_00000004.99").mkdir()
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == [
         "step_00000002",
@@ -167,7 +168,9 @@ def test_the_last_two_states_are_kept_and_a_half_written_one_is_ignored(tmp_path
 
 
 def test_a_state_of_another_configuration_is_refused_and_kept(tmp_path: Path) -> None:
-    StateFolder(tmp_path, "one").commit(1, {"x": torch.tensor(1.0)})
+    one = StateFolder(tmp_path, "one")
+    one.commit(1, {"x": torch.tensor(1.0)})
+    one.wait()
     with pytest.raises(Fault, match="made under configuration one"):
         StateFolder(tmp_path, "two").resume(1)
     assert (tmp_path / "step_00000001").is_dir()
@@ -178,7 +181,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path: Path) -
     before = model.weight.detach().clone()
     optimisation = Optimisation(model, learning_rate=1.0, warmup_steps=0, weight_decay=0.0, clip=1.0, ema=0.5)
     model(torch.tensor([[float("nan"), 1.0]])).sum().backward()
-    with pytest.raises(Fault, match="step 7: the gradient is not finite"):
+    with pytest.raises(NotFinite, match="the gradient is not finite"):
         optimisation.apply(7)
     assert torch.equal(model.weight, before)
 

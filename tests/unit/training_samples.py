@@ -17,6 +17,19 @@ from drifting_core.training.mae import encoder_architecture
 from drifting_core.training.parallel import ALONE, Ranks
 
 CPU = torch.device("cpu")
+
+
+class Never:
+    """Nobody asks the training to stop."""
+
+    reason = ""
+    needs = 0.0
+
+    def __bool__(self) -> bool:
+        return False
+
+
+NEVER: Any = Never()
 CONTRACT = LatentContract(
     tokenizer_sha256="t", scaling_factor=1.0, posterior="sample", views=["image", "mirror"], dtype="float16",
     precision="float32", pre_encode_transforms=["none"],

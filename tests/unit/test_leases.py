@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -59,3 +62,61 @@ def test_an_orphan_is_waited_for(tmp_path: Path) -> None:
     # It let go of the lease and is ending: nothing of ours keeps it.
     if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         psutil.Process(pid).wait(timeout=10)
+
+
+ELSEWHERE = {"pid": 12, "parent": 1, "host": "another-node", "slurm_job": None}
+
+
+def left_by(folder: Path, **holder: object) -> Path:
+    """A lease as a machine whose locks are not seen here leaves it while it writes."""
+    lease = folder / ".lease"
+    lease.write_text(json.dumps({**ELSEWHERE, **holder}))
+    return lease
+
+
+def test_a_heart_that_beats_on_another_machine_is_refused(tmp_path: Path) -> None:
+    lease, over = left_by(tmp_path), threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.05):
+            os.utime(lease)
+
+    heart = threading.Thread(target=beat)
+    heart.start()
+    try:
+        with pytest.raises(Fault, match="process 12 on another-node is alive"), writer_lease(tmp_path, beat=0.5):
+            pass
+    finally:
+        over.set()
+        heart.join()
+    assert json.loads(lease.read_text())["host"] == "another-node"
+
+
+def test_a_heart_that_stopped_on_another_machine_is_waited_for_once(tmp_path: Path) -> None:
+    left_by(tmp_path)
+    for least, most in ((0.4, 5.0), (0.0, 0.3)):  # the second time it was given back
+        began = time.monotonic()
+        with writer_lease(tmp_path, poll_seconds=0.02, beat=0.1):
+            assert least <= time.monotonic() - began < most
+
+
+@pytest.mark.parametrize(("answer", "waits"), [("COMPLETED", False), ("RUNNING", True)])
+def test_slurm_is_asked_whether_the_holders_job_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, waits: bool
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho {answer}\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    left_by(tmp_path, slurm_job="77")
+    began = time.monotonic()
+    with writer_lease(tmp_path, poll_seconds=0.02, beat=0.2):
+        assert (time.monotonic() - began > 0.7) == waits
+
+
+def test_a_heart_beats_as_long_as_the_lease_is_held(tmp_path: Path) -> None:
+    with writer_lease(tmp_path, beat=0.02):
+        before = (tmp_path / ".lease").stat().st_mtime_ns
+        time.sleep(0.2)
+        assert (tmp_path / ".lease").stat().st_mtime_ns > before
+    assert (tmp_path / ".lease").read_text() == ""

@@ -14,7 +14,7 @@ rule train_encoder:
         f"{LOGS}/train_encoder/{{encoder}}.log",
     conda:
         "../envs/drifting.yaml"
-    threads: ACTIVE.encoder.resources.threads
+    threads: ACTIVE.encoder.resources.cores
     resources:
         **resources_of(ACTIVE.encoder.resources),
     params:

@@ -32,7 +32,7 @@ rule train_generator:
         f"{LOGS}/{{run}}/train_generator_{{step}}.log",
     conda:
         "../envs/drifting.yaml"
-    threads: ACTIVE.training.resources.threads
+    threads: ACTIVE.training.resources.cores
     resources:
         **resources_of(ACTIVE.training.resources),
     params:

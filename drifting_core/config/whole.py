@@ -134,6 +134,9 @@ def _misfits(config: Configuration) -> list[str]:
             latents.compute_batch,
             "data.latents.compute_batch and a chunk's crops (encoder.crop_views)",
         )
+    training, encoder = config.training.resources.processes, config.encoder.resources.processes
+    must_divide(config.objective.classes_per_step, training, "training.resources (its ranks) and objective.classes_per_step")
+    must_divide(config.encoder.recipe.batch, encoder, "encoder.resources (its ranks) and the encoder's batch")
     if config.objective.bank.pushes_per_step < config.objective.classes_per_step:
         problems.append(
             "objective.bank.pushes_per_step must be at least objective.classes_per_step: labels come from the pushes"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,6 +147,13 @@ class Optimisation:
         weights = [parameter.detach() for parameter in self.parameters.values()]
         torch._foreach_lerp_(list(self.ema.values()), weights, 1 - self.decay)
         return {"gradient_norm": float(norm), "learning_rate": self.rate(step)}
+
+    @torch.no_grad()
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin, weights and EMA, from these by parameter name; those that are not named stay."""
+        for name, tensor in weights.items():
+            self.parameters[name].copy_(tensor)
+            self.ema[name].copy_(tensor)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, EMA and both moments, for the state."""

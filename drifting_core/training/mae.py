@@ -12,6 +12,7 @@ from drifting_core.data import draws
 from drifting_core.data.latents import LatentStore
 from drifting_core.data.stream import SampleStream
 from drifting_core.models.mae import MaskedAutoencoder
+from drifting_core.models.warm_start import WarmStart
 from drifting_core.training.loop import Optimisation
 
 
@@ -43,11 +44,19 @@ class StoredLatents:
 class MaskedTraining:
     """One latent-MAE as a Trainee: masked reconstruction, and the classifier's cross-entropy in the last steps."""
 
-    def __init__(self, encoder: config.Encoder, store: LatentStore, source: Source, device: torch.device) -> None:
-        self.encoder, self.recipe = encoder, encoder.training
+    def __init__(
+        self,
+        encoder: config.Encoder,
+        store: LatentStore,
+        source: Source,
+        device: torch.device,
+        warm_start: WarmStart | None = None,
+    ) -> None:
+        self.encoder, self.recipe = encoder, encoder.recipe
         self.source, self.device = source, device
+        self.architecture, self.contract, self.warm_start = architecture(encoder, store), store.contract, warm_start
         with torch.device(device):
-            self.model = MaskedAutoencoder(**architecture(encoder, store), mask_patch_size=encoder.mask_patch_size)
+            self.model = MaskedAutoencoder(**self.architecture, mask_patch_size=encoder.mask_patch_size)
         self.model.reset_parameters(self.recipe.seed)
         self.optimisation = Optimisation(
             self.model,
@@ -60,7 +69,9 @@ class MaskedTraining:
         self.stream = SampleStream(self.recipe.seed, len(source), source.views)
 
     def begin(self) -> None:
-        """Nothing beyond the initial weights."""
+        """The initial weights: the seed's, or those of the warm start."""
+        if self.warm_start:
+            self.optimisation.start_from(self.warm_start.weights(self.model, self.architecture, self.contract))
 
     def classifier_weight(self, step: int) -> float:
         """lambda: 0, then from 0 up to its value over the ramp, in the last `finetune_steps`."""
@@ -114,7 +125,15 @@ def encoder_architecture(encoder: config.Encoder, channels: int) -> dict[str, An
     }
 
 
-def encoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's EMA weights out of a committed state of MaskedTraining."""
-    prefix = "ema.encoder."
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+def autoencoder_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The EMA weights of encoder, decoder and classifier out of a committed state of MaskedTraining."""
+    return _below("ema.", state)
+
+
+def encoder_weights(autoencoder: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's among them."""
+    return _below("encoder.", autoencoder)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -15,7 +15,9 @@ from drifting_core.data.latents import LatentStore, Residency
 from drifting_core.devices import device
 from drifting_core.faults import Fault
 from drifting_core.jobs import StopRequest
+from drifting_core.models.auditing import require_audited
 from drifting_core.models.exports import load_encoder, write_export
+from drifting_core.models.warm_start import WarmStart
 from drifting_core.provenance import code_version, environment
 from drifting_core.training import generator as drifting
 from drifting_core.training import mae
@@ -36,6 +38,7 @@ def train_encoder(
     tokenizer: Path,
     index: Path,
     crops: Sequence[Path],
+    init_from: Path | None,
     output: Path,
     threads: int,
     stop: StopRequest,
@@ -64,10 +67,11 @@ def train_encoder(
         seen = {"views": store.contract.views, "pre_encode_transforms": store.contract.pre_encode_transforms}
         store.require_contract(stored.contract.model_copy(update=seen), str(stored.path))
         source = mae.StoredLatents(stored)
-    trainee = mae.MaskedTraining(encoder, store, source, on)
-    state = StateFolder(output.parent / "state", configuration)
+    warm_start = WarmStart(init_from, "encoder") if init_from else None
+    trainee = mae.MaskedTraining(encoder, store, source, on, warm_start)
+    state = StateFolder(output.parent / "state", configuration, _began_from(warm_start))
     _write_snapshot(output.parent)
-    steps = encoder.training.steps
+    steps = encoder.recipe.steps
     train(
         trainee, state, MetricsFile(output.parent / "metrics.jsonl"), until=steps, commit_every=encoder.commit_every,
         log_every=encoder.log_every, stop=stop, label="latent-MAE",
@@ -75,28 +79,33 @@ def train_encoder(
     EncoderTrained(
         configuration=configuration,
         code=code_version(),
-        inputs=hashes({"latents": latents, "verification": verification, **dict(zip(_CROPS, crops, strict=False))}),
+        inputs=hashes(
+            {"latents": latents, "verification": verification, **dict(zip(_CROPS, crops, strict=False))}
+            | ({"init_from": init_from} if init_from else {})
+        ),
         files=state.record(steps),
         step=steps,
     ).write(output)
 
 
 def export_encoder(parts: Mapping[str, Any], *, configuration: str, trained: Path, latents: Path, output: Path) -> None:
-    """Write the encoder's EMA weights where later stages look for them."""
+    """Write the encoder's EMA weights where later stages look for them, and the whole autoencoder's."""
     record = EncoderTrained.read(trained)
     record.verify(trained.parent)
     [name] = record.files
     encoder, store = parts["encoder"], LatentStore(latents)
+    autoencoder = mae.autoencoder_weights(safetensors.torch.load_file(trained.parent / name))
     write_export(
         output,
         "encoder",
-        mae.encoder_weights(safetensors.torch.load_file(trained.parent / name)),
+        mae.encoder_weights(autoencoder),
         mae.encoder_architecture(encoder, store.shape[0]),
         step=record.step,
-        ema_decay=encoder.training.ema,
+        ema_decay=encoder.recipe.ema,
         latents=store.contract,
         configuration=configuration,
         inputs=hashes({"trained": trained, "latents": latents}),
+        autoencoder=autoencoder,
     )
 
 
@@ -108,21 +117,27 @@ def train_generator(
     latents: Path,
     verification: Path,
     encoder: Path,
+    audit: Path,
+    init_from: Path | None,
     output: Path,
     threads: int,
     stop: StopRequest,
 ) -> None:
     """Bring the generator to `until` steps and export its EMA weights."""
     training = parts["training"]
+    require_audited(encoder, audit, parts["encoder"])
     on = device(training.resources.gpus, threads)
     store = _verified_store(latents, verification, parts["data"].latents.residency, on)
     network, export = load_encoder(encoder)
     store.require_contract(export.latents, f"the encoder {encoder}")
-    trainee = drifting.DriftTraining(parts["generator"], parts["objective"], training, store, network, on)
+    warm_start = WarmStart(init_from, "generator") if init_from else None
+    trainee = drifting.DriftTraining(
+        parts["generator"], parts["objective"], training, store, network, on, warm_start=warm_start
+    )
     run = output.parent.parent.parent
     _write_snapshot(run)
     train(
-        trainee, StateFolder(run / "state", configuration), MetricsFile(run / "metrics.jsonl"), until=until,
+        trainee, StateFolder(run / "state", configuration, _began_from(warm_start)), MetricsFile(run / "metrics.jsonl"), until=until,
         commit_every=training.commit_every, log_every=training.log_every, stop=stop, label="generator",
     )  # fmt: skip
     write_export(
@@ -134,8 +149,15 @@ def train_generator(
         ema_decay=training.ema,
         latents=store.contract,
         configuration=configuration,
-        inputs=hashes({"latents": latents, "verification": verification, "encoder": encoder}),
+        inputs=hashes(
+            {"latents": latents, "verification": verification, "encoder": encoder, "audit": audit}
+            | ({"init_from": init_from} if init_from else {})
+        ),
     )
+
+
+def _began_from(warm_start: WarmStart | None) -> dict[str, str]:
+    return {"init_from": warm_start.sha256} if warm_start else {}
 
 
 def _verified_store(latents: Path, verification: Path, residency: Residency, on: torch.device) -> LatentStore:

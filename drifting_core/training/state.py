@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -27,10 +28,11 @@ KEPT = 2
 
 
 class StateFolder:
-    """The states of one training, all made under the same configuration."""
+    """The states of one training, all made under the same configuration and, by their hashes, from the same `inputs`."""
 
-    def __init__(self, folder: Path, configuration: str) -> None:
-        self.folder, self.configuration = folder, configuration
+    def __init__(self, folder: Path, configuration: str, inputs: Mapping[str, str] | None = None) -> None:
+        """`inputs`: what the training began from and the configuration does not decide: the weights of a warm start."""
+        self.folder, self.configuration, self.inputs = folder, configuration, dict(inputs or {})
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".step_*"):  # the lease is ours: whoever wrote these is dead
             shutil.rmtree(stale)
@@ -49,6 +51,7 @@ class StateFolder:
         marker = StateMarker(
             configuration=self.configuration,
             code=code_version(),
+            inputs=self.inputs,
             files={TENSORS: FileRecord.of(scratch / TENSORS)},
             step=step,
         )
@@ -77,6 +80,11 @@ class StateFolder:
                 raise Fault(
                     f"{self._path(step)}: made under configuration {marker.configuration[:8]}, this one is "
                     f"{self.configuration[:8]}; move the folder away to train from the beginning"
+                )
+            if marker.inputs != self.inputs:
+                raise Fault(
+                    f"{self._path(step)}: began from {marker.inputs or 'the seed'}, this training begins from "
+                    f"{self.inputs or 'the seed'}; move the folder away to train from the beginning"
                 )
             return step, safetensors.torch.load_file(self._path(step) / TENSORS)
         if steps and min(steps) > until:

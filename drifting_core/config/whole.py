@@ -136,7 +136,9 @@ def _misfits(config: Configuration) -> list[str]:
         )
     problems += _encoder_misfits(config.encoder)
     if config.training.init_from and config.generator.imported:
-        problems.append(f"training.init_from: the generator is imported ({config.generator.source}), not trained; remove one")
+        problems.append(
+            f"training.init_from: the generator is imported ({config.generator.source}), not trained; remove one"
+        )
     if config.objective.bank.pushes_per_step < config.objective.classes_per_step:
         problems.append(
             "objective.bank.pushes_per_step must be at least objective.classes_per_step: labels come from the pushes"

@@ -21,7 +21,6 @@ from drifting_core.models.importing import undescribed
 from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder
 from drifting_core.provenance import code_version
 
-IMAGES_PER_CLASS = 50  # training images that a class mean is of, at most: of ImageNet's 1.28 million, 50,000
 _SEED = 0  # of masks and of the choice of training images: the same for every encoder
 _BATCH = 250
 
@@ -113,9 +112,7 @@ def _entries(network: LatentEncoder, shape: Sequence[int]) -> list[int]:
     return [1, *(entry.shape[1] for entry in features.values())]
 
 
-def _autoencoder(
-    metadata: Path, export: Export, network: LatentEncoder, mask_patch_size: int
-) -> MaskedAutoencoder | None:
+def _autoencoder(metadata: Path, export: Export, network: LatentEncoder, mask_patch_size: int) -> MaskedAutoencoder | None:
     """The masked autoencoder around `network`, where the export has it. Raises Fault when it is around another one."""
     if AUTOENCODER not in export.files:
         return None
@@ -144,7 +141,7 @@ def _held_out(
     device: torch.device,
 ) -> HeldOut:
     network.to(device)
-    known = some_of_each_class(train.labels, IMAGES_PER_CLASS)
+    known = some_of_each_class(train.labels, HeldOut.most_per_class)
     classes, means = _class_means(network, train, known, device)
     head = autoencoder.to(device).classifier if autoencoder else None
     by_head, by_means, error = 0, 0, 0.0
@@ -162,7 +159,7 @@ def _held_out(
         reconstruction_error=error / len(val) if autoencoder else None,
         head_accuracy=by_head / len(val) if head is not None and head.out_features == val.num_classes else None,
         nearest_mean_accuracy=by_means / len(val),
-        images_per_class=IMAGES_PER_CLASS,
+        images_per_class=HeldOut.most_per_class,
         training_images=len(known),
     )
 
@@ -198,3 +195,30 @@ def _reconstruction_error(autoencoder: MaskedAutoencoder, latents: Tensor, rows:
     mask = autoencoder.random_mask(uniforms.to(latents.device), mask_ratio)
     unlabelled = torch.zeros(len(rows), dtype=torch.int64, device=latents.device)  # the cross-entropy is not looked at
     return float(autoencoder(latents, unlabelled, mask, 0.0).reconstruction.double().sum())
+
+
+# --- several encoders -----------------------------------------------------------------------------------------------
+
+
+def table(audits: Sequence[Path]) -> str:
+    """The audits as text, a row each: what was held out, and how well each encoder knows it."""
+    read = [EncoderAudit.read(path) for path in audits]
+    rows = [("encoder", "width", "reconstruction error", "head accuracy", "nearest-mean accuracy")]
+    rows += [
+        (
+            audit.encoder,
+            str(audit.base_width),
+            _number(audit.held_out.reconstruction_error),
+            _number(audit.held_out.head_accuracy),
+            _number(audit.held_out.nearest_mean_accuracy),
+        )
+        for audit in read
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    held_out = sorted({audit.held_out.images for audit in read})
+    return "\n".join([*lines, f"measured on {', '.join(f'{images:,}' for images in held_out)} held-out images"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -135,9 +135,10 @@ def train_generator(
         parts["generator"], parts["objective"], training, store, network, on, warm_start=warm_start
     )
     run = output.parent.parent.parent
+    state = StateFolder(run / "state", configuration, _began_from(warm_start))
     _write_snapshot(run)
     train(
-        trainee, StateFolder(run / "state", configuration, _began_from(warm_start)), MetricsFile(run / "metrics.jsonl"), until=until,
+        trainee, state, MetricsFile(run / "metrics.jsonl"), until=until,
         commit_every=training.commit_every, log_every=training.log_every, stop=stop, label="generator",
     )  # fmt: skip
     write_export(

@@ -70,7 +70,7 @@ rule audit_encoder:
         "../envs/drifting.yaml"
     threads: ACTIVE.encoder.resources.threads
     resources:
-        **resources_of(ACTIVE.encoder.resources),
+        **one_device_of(ACTIVE.encoder.resources),
     params:
         config=owned("encoder"),
     shell:

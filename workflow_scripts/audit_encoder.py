@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.encoder,
             arguments.train,
             arguments.val,
-            device=device(encoder.resources.gpus, arguments.threads),
+            device=device(min(encoder.resources.gpus, 1), arguments.threads),
             configuration=digest(arguments.config),
         )
 

@@ -68,8 +68,8 @@ def train_encoder(
         store.require_contract(stored.contract.model_copy(update=seen), str(stored.path))
         source = mae.StoredLatents(stored)
     warm_start = WarmStart(init_from, "encoder") if init_from else None
-    trainee = mae.MaskedTraining(encoder, store, source, on, warm_start)
-    state = StateFolder(output.parent / "state", configuration, _began_from(warm_start))
+    trainee = mae.MaskedTraining(encoder, store, source, on, warm_start=warm_start)
+    state = StateFolder(output.parent / "state", configuration, inputs=_began_from(warm_start))
     _write_snapshot(output.parent)
     steps = encoder.recipe.steps
     train(
@@ -135,7 +135,7 @@ def train_generator(
         parts["generator"], parts["objective"], training, store, network, on, warm_start=warm_start
     )
     run = output.parent.parent.parent
-    state = StateFolder(run / "state", configuration, _began_from(warm_start))
+    state = StateFolder(run / "state", configuration, inputs=_began_from(warm_start))
     _write_snapshot(run)
     train(
         trainee, state, MetricsFile(run / "metrics.jsonl"), until=until,

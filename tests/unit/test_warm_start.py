@@ -48,7 +48,7 @@ def export_encoder(folder: Path, encoder: settings.Encoder, whole: bool = True, 
 
 def training(small: settings.Configuration, store: LatentStore, start: Path | None) -> mae.MaskedTraining:
     warm_start = WarmStart(start, "encoder") if start else None
-    return mae.MaskedTraining(small.encoder, store, mae.StoredLatents(store), CPU, warm_start)
+    return mae.MaskedTraining(small.encoder, store, mae.StoredLatents(store), CPU, warm_start=warm_start)
 
 
 def begun(trainee: Any) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def begun(trainee: Any) -> dict[str, Tensor]:
 def run(trainee: Any, folder: Path, until: int, start: Path | None) -> dict[str, Tensor]:
     began = {"init_from": WarmStart(start, "encoder").sha256} if start else {}
     train(
-        trainee, StateFolder(folder / "state", "c", began), MetricsFile(folder / "metrics.jsonl"), until=until,
+        trainee, StateFolder(folder / "state", "c", inputs=began), MetricsFile(folder / "metrics.jsonl"), until=until,
         commit_every=9, log_every=9, stop=False, label="test",
     )  # fmt: skip
     return {name: tensor.clone() for name, tensor in trainee.tensors().items()}

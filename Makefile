@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo toy test test-all check benchmark benchmark-data plan docs clean
+.PHONY: help setup demo encoders toy test test-all check benchmark benchmark-data plan docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,14 @@ $(READY): pyproject.toml envs/constraints.txt
 demo: $(READY) ## the whole pipeline on real photos, to a claim bundle (about 10 minutes on 2 cores)
 	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local results/claim_bundle.done
 	@$(BIN)/python workflow_scripts/show_claim.py results/claim_bundle.done
+
+# The demo's encoder without the fine-tune inside its training, and with one after it.
+ENCODERS := encoder={variants: [64], training: {steps: 420, finetune_steps: 0, finetune_ramp_steps: 0, finetune_weight: 0}, \
+	finetune: {steps: 300, batch: 64, learning_rate: 1.0e-3, warmup_steps: 10, ramp_steps: 40, weight: 0.3, ema: 0.98}}
+
+encoders: $(READY) ## encoders of two widths, fine-tuned and audited, on the photos of the demo (about 15 minutes on 2 cores)
+	$(BIN)/python workflow_scripts/run_workflow.py encoders --profile profiles/local --config '$(ENCODERS)'
+	@$(BIN)/python workflow_scripts/show_encoders.py results/encoders/*/export/audit.json
 
 toy: $(READY) ## the method on two-dimensional data, beside the published loss (about 10 minutes on 2 cores)
 	@$(BIN)/python workflow_scripts/run_toy.py results/toy

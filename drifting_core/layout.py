@@ -34,7 +34,8 @@ class Layout:
                     return relative
         raise Fault(
             f"no known configuration has the {stage} '{key}': the active one has '{self.active.key(stage)}', and no "
-            f"run below {self.root}/runs has it; give the configuration that made it with --configfile"
+            f"run below {self.root}/runs has it; give the configuration that made it with --configfile (where it is an "
+            "init_from that is there, its absolute path does as well)"
         )
 
     def _runs(self) -> list[Configuration]:
@@ -93,14 +94,17 @@ class Layout:
 
     def imported(self, stage: str) -> str:
         """Regular expression of the folders of a stage (encoder or run) whose network is imported, not trained."""
-        found = {self.active.key(stage)} if self._network(self.active, stage).imported else set()
+        found = self._imported_of(self.active, stage)
         for path in self._records():
             # Every job parses the rules: runs that import nothing are not loaded.
             values = json.loads(path.read_text())["values"]
             source = values["generator" if stage == "run" else "encoder"].get("source", settings.TRAINED)
             if source != settings.TRAINED:
-                found.add(path.parent.name if stage == "run" else settings.load(values, str(path)).key(stage))
+                found |= {path.parent.name} if stage == "run" else self._imported_of(settings.load(values, str(path)), stage)
         return "|".join(sorted(found)) or "(?!)"
+
+    def _imported_of(self, owner: Configuration, stage: str) -> set[str]:
+        return {each.key(stage) for each in owner.relatives() if self._network(each, stage).imported}
 
     @staticmethod
     def _network(owner: Configuration, stage: str) -> settings.Importable:
@@ -128,6 +132,20 @@ class Layout:
         store = f"crops_{owner.encoder.crop_views}"
         files = [f"latents/{store}/manifest.json", f"verify_{store}.json"] if owner.encoder.crop_views else []
         return [f"{self.folder('data', owner)}/{file}" for file in files]
+
+    def init_from(self, stage: str, key: str) -> list[str]:
+        """The export that a training (encoder or run) starts from: before its fine-tune, or `init_from`; else nothing."""
+        owner = self.find(stage, key)
+        if stage == "encoder" and owner.encoder.finetune:
+            before = owner.model_copy(update={"encoder": owner.encoder.before_finetune})
+            return [f"{self.folder('encoder', before)}/export/metadata.json"]
+        start = owner.encoder.init_from if stage == "encoder" else owner.training.init_from
+        return [start] if start else []
+
+    def audits(self) -> list[str]:
+        """The audit of every encoder of the active configuration: before and after its fine-tune, at each width."""
+        encoders = dict.fromkeys(self.folder("encoder", relative) for relative in self.active.relatives())
+        return [f"{encoder}/export/audit.json" for encoder in encoders]
 
     # --- a run -------------------------------------------------------------------------------------------------------
 

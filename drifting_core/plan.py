@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from drifting_core.config import Configuration
+from drifting_core.artifacts import HeldOut
+from drifting_core.config import Configuration, Encoder
 
 RATES = Path(__file__).resolve().parent.parent / "config" / "rates.yaml"
 
@@ -94,6 +95,13 @@ def decoder_macs(config: Configuration) -> float:
     return sum(weights * side**2 for weights, side in _decoder_convolutions(config))
 
 
+def audit_macs(config: Configuration) -> float:
+    """Multiply-adds of one encoder's audit: all held-out images twice, once through the decoder; class means."""
+    expected = config.data.expected
+    known = min(HeldOut.most_per_class * expected.classes, expected.train_images)
+    return expected.val_images * (2 * encoder_macs(config) + decoder_macs(config)) + known * encoder_macs(config)
+
+
 def of_sections(parts: Mapping[str, Any]) -> Any:
     """The sections of a slice, as the counts here read them of a Configuration."""
     return SimpleNamespace(**parts, latent_size=parts["data"].image_size // parts["tokenizer"].factor)
@@ -134,20 +142,28 @@ def costs(config: Configuration, rates: dict[str, Any]) -> list[Cost]:
     inception = rates["inception_gmac"]["value"] * 1e9
     images = config.data.expected.train_images + config.data.expected.val_images
     latents, encoder, training, evaluation = config.data.latents, config.encoder, config.training, config.evaluation
-    seen = encoder.training.batch * encoder.training.steps
-    online = seen * encode if encoder.augmentation == "online" else 0.0
+    trains = not config.generator.imported
+    pretrained, finetuned = (trains * seen for seen in _seen_by(encoder))
+    online = (pretrained + finetuned) * encode if encoder.augmentation == "online" else 0.0
     views = latents.views * images + encoder.crop_views * config.data.expected.train_images
     _, generated = evaluations(config)
-    mae = 3 * (encoder_macs(config) + decoder_macs(config)) * seen
-    trains_encoder, trains = not encoder.imported and not config.generator.imported, not config.generator.imported
+    mae = 3 * (encoder_macs(config) + decoder_macs(config))
     return [
         Cost("encode latents", trains * views * encode, "tokenizer", latents.resources.gpus),
         Cost("reference statistics", images * inception, "tokenizer", evaluation.network.resources.gpus),
-        Cost("latent-MAE", trains_encoder * mae, "training", encoder.resources.gpus),
-        Cost("latent-MAE: crops encoded in the loop", trains_encoder * online, "tokenizer", encoder.resources.gpus),
+        Cost("latent-MAE", mae * pretrained, "training", encoder.resources.gpus),
+        Cost("latent-MAE: fine-tune", mae * finetuned, "training", encoder.resources.gpus),
+        Cost("latent-MAE: crops encoded in the loop", online, "tokenizer", encoder.resources.gpus),
+        Cost("audit of the encoder", trains * audit_macs(config), "tokenizer", encoder.resources.gpus),
         Cost("generator", trains * step_macs(config) * training.steps, "training", training.resources.gpus),
         Cost("sampling and evaluation", generated * (decode + inception), "tokenizer", evaluation.resources.gpus),
     ]
+
+
+def _seen_by(encoder: Encoder) -> tuple[int, int]:
+    """Latents that pre-training and fine-tune train on."""
+    pretrained = 0 if encoder.before_finetune.imported else encoder.training.batch * encoder.training.steps
+    return pretrained, encoder.finetune.batch * encoder.finetune.steps if encoder.finetune else 0
 
 
 def gpu_hours(cost: Cost, rates: dict[str, Any]) -> float:
@@ -165,7 +181,8 @@ def disk(config: Configuration) -> list[Space]:
     mae = encoder + 4 * sum(weights for weights, _ in _decoder_convolutions(config))
     _, generated = evaluations(config)
     trains = not config.generator.imported
-    states = 0.0 if config.encoder.imported else 2 * 4 * mae
+    trained = (not config.encoder.before_finetune.imported) + (config.encoder.finetune is not None)
+    exports = 2 if config.encoder.finetune else 1
     return [
         Space("latents", trains * images * config.data.latents.views * latent * number),
         Space(
@@ -173,7 +190,7 @@ def disk(config: Configuration) -> list[Space]:
             trains * config.data.expected.train_images * config.encoder.crop_views * latent * number,
         ),
         Space("feature cache of the real images", config.data.expected.train_images * width * 4),
-        Space("latent-MAE: two states and the export", trains * (states + encoder)),
+        Space("latent-MAE: two states and the export", trains * (trained * 2 * 4 * mae + exports * (encoder + mae))),
         Space("generator: two states", trains * 2 * 4 * generator),
         Space("downloaded weights", _downloaded(config, generator, mae)),
         Space("generator: exports", len(config.milestones) * generator),

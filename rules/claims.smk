@@ -14,6 +14,7 @@ rule make_bundle:
         network=file_of("run", "network", "manifest.json"),
         reference=file_of("run", "reference", "manifest.json"),
         encoder=trained_from("encoder", "export/metadata.json"),
+        audit=trained_from("encoder", "export/audit.json"),
         curve=lambda wildcards: LAYOUT.curve(wildcards.run),
         last_k=f"{RESULTS}/runs/{{run}}/tables/last_k.json",
         alpha_sweep=f"{RESULTS}/runs/{{run}}/tables/alpha_sweep.json",

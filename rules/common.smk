@@ -32,6 +32,11 @@ def resources_of(section):
     }
 
 
+def one_device_of(section):
+    """The same for a job of a training's section that computes on one device."""
+    return resources_of(section) | {"gpu": min(section.gpus, 1)}
+
+
 def owned(stage, *paths):
     """Params function: JSON of the configuration slice that the wildcard named `stage` stands for."""
 

@@ -1,4 +1,9 @@
-# The latent-MAE, and the export of its encoder. Training state lies undeclared below the encoder's folder.
+# The latent-MAE, the export of its encoder, and the audit of that. Training state lies undeclared below the encoder's
+# folder. A fine-tune is a training that starts from another encoder's export.
+
+
+localrules:
+    encoders,
 
 
 rule train_encoder:
@@ -8,6 +13,7 @@ rule train_encoder:
         tokenizer=file_of("encoder", "tokenizer", "manifest.json"),
         index=file_of("encoder", "data", "index.json"),
         crops=lambda wildcards: LAYOUT.crops_of(wildcards.encoder),
+        init_from=lambda wildcards: LAYOUT.init_from("encoder", wildcards.encoder),
     output:
         f"{RESULTS}/encoders/{{encoder}}/trained.json",
     log:
@@ -22,9 +28,12 @@ rule train_encoder:
         crops=lambda wildcards, input: (
             [f"--crops {' '.join(input.crops)}"] if input.crops else []
         ),
+        init_from=lambda wildcards, input: [
+            f"--init-from={path}" for path in input.init_from
+        ],
     shell:
         'exec python $WORKFLOW_SCRIPTS/train_encoder.py --config {params.config:q} --operations "$OPERATIONS"'
-        " {params.crops} --latents {input.latents} --verification {input.verification} --tokenizer {input.tokenizer}"
+        " {params.crops} {params.init_from} --latents {input.latents} --verification {input.verification} --tokenizer {input.tokenizer}"
         " --index {input.index} --output {output} --threads {threads} --log {log}"
 
 
@@ -46,3 +55,30 @@ rule export_encoder:
     shell:
         'exec python $WORKFLOW_SCRIPTS/export_encoder.py --config {params.config:q} --operations "$OPERATIONS"'
         " --trained {input.trained} --latents {input.latents} --output {output} --threads {threads} --log {log}"
+
+
+rule audit_encoder:
+    input:
+        encoder=f"{RESULTS}/encoders/{{encoder}}/export/metadata.json",
+        train=file_of("encoder", "data", "latents/train/manifest.json"),
+        val=file_of("encoder", "data", "latents/val/manifest.json"),
+    output:
+        f"{RESULTS}/encoders/{{encoder}}/export/audit.json",
+    log:
+        f"{LOGS}/audit_encoder/{{encoder}}.log",
+    conda:
+        "../envs/drifting.yaml"
+    threads: ACTIVE.encoder.resources.threads
+    resources:
+        **one_device_of(ACTIVE.encoder.resources),
+    params:
+        config=owned("encoder"),
+    shell:
+        'exec python $WORKFLOW_SCRIPTS/audit_encoder.py --config {params.config:q} --operations "$OPERATIONS"'
+        " --encoder {input.encoder} --train {input.train} --val {input.val} --output {output}"
+        " --threads {threads} --log {log}"
+
+
+rule encoders:
+    input:
+        LAYOUT.audits(),

@@ -26,6 +26,8 @@ rule train_generator:
         latents=file_of("run", "data", "latents/train/manifest.json"),
         verification=file_of("run", "data", "verify_train.json"),
         encoder=file_of("run", "encoder", "export/metadata.json"),
+        audit=file_of("run", "encoder", "export/audit.json"),
+        init_from=lambda wildcards: LAYOUT.init_from("run", wildcards.run),
     output:
         f"{RESULTS}/runs/{{run}}/exports/step_{{step}}/metadata.json",
     log:
@@ -37,7 +39,10 @@ rule train_generator:
         **resources_of(ACTIVE.training.resources),
     params:
         config=owned("run"),
+        init_from=lambda wildcards, input: [
+            f"--init-from={path}" for path in input.init_from
+        ],
     shell:
         'exec python $WORKFLOW_SCRIPTS/train_generator.py --config {params.config:q} --operations "$OPERATIONS"'
         " --until {wildcards.step} --latents {input.latents} --verification {input.verification}"
-        " --encoder {input.encoder} --output {output} --threads {threads} --log {log}"
+        " --encoder {input.encoder} --audit {input.audit} {params.init_from} --output {output} --threads {threads} --log {log}"

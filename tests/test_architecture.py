@@ -59,6 +59,7 @@ def test_every_rule_has_its_thin_script_and_every_script_its_use(root: Path) -> 
         "run_workflow",
         "plan",
         "show_claim",
+        "show_encoders",
         "verify_bundle",
         "write_configuration_reference",
         "make_photos",

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--tokenizer", type=Path, required=True, help="manifest of the tokenizer (for online crops)")
     made.add_argument("--index", type=Path, required=True, help="index of the images (for online crops)")
     made.add_argument("--crops", type=Path, nargs=2, default=(), help="stored crops and their verification")
+    made.add_argument("--init-from", type=Path, help="metadata.json of an encoder's export whose weights step 0 has")
     made.add_argument("--output", type=Path, required=True, help="trained.json of the encoder's folder")
     made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this long")
     arguments = start(made, argv)
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             tokenizer=arguments.tokenizer,
             index=arguments.index,
             crops=arguments.crops,
+            init_from=arguments.init_from,
             output=arguments.output,
             threads=arguments.threads,
             stop=stop,

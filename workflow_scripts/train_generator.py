@@ -5,7 +5,7 @@ Exit code 75 means: stopped as asked, state committed, the same command continue
 Example: python workflow_scripts/train_generator.py --config '{"data": {...}, ..., "training": {...}}' \\
            --operations "$OPERATIONS" --until 250 --latents results/data/D/latents/train/manifest.json \\
            --verification results/data/D/verify_train.json --encoder results/encoders/E/export/metadata.json \\
-           --output results/runs/R/exports/step_250/metadata.json
+           --audit results/encoders/E/export/audit.json --output results/runs/R/exports/step_250/metadata.json
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--latents", type=Path, required=True, help="manifest of the training latents")
     made.add_argument("--verification", type=Path, required=True, help="their verification")
     made.add_argument("--encoder", type=Path, required=True, help="metadata.json of the encoder's export")
+    made.add_argument("--audit", type=Path, required=True, help="audit.json of the same export")
+    made.add_argument("--init-from", type=Path, help="metadata.json of a generator's export whose weights step 0 has")
     made.add_argument("--output", type=Path, required=True, help="metadata.json of the export to be made")
     made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this long")
     arguments = start(made, argv)
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             latents=arguments.latents,
             verification=arguments.verification,
             encoder=arguments.encoder,
+            audit=arguments.audit,
+            init_from=arguments.init_from,
             output=arguments.output,
             threads=arguments.threads,
             stop=stop,

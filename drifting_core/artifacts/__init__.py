@@ -36,10 +36,12 @@ from drifting_core.artifacts.evaluation import (
     ToyRun,
 )
 from drifting_core.artifacts.networks import (
+    EncoderAudit,
     EncoderTrained,
     EnvironmentSnapshot,
     Export,
     FeatureNetwork,
+    HeldOut,
     Imported,
     ImportedStatistics,
     ReferenceStatistics,
@@ -66,6 +68,7 @@ __all__ = [
     "Bundle",
     "BundleDone",
     "Choice",
+    "EncoderAudit",
     "EncoderTrained",
     "EnvironmentSnapshot",
     "EvaluationContract",
@@ -73,6 +76,7 @@ __all__ = [
     "FeatureNetwork",
     "Fetched",
     "FileRecord",
+    "HeldOut",
     "ImageFolder",
     "Imported",
     "ImportedStatistics",

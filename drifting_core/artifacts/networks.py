@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,6 +55,51 @@ class EncoderTrained(Artifact):
 
     kind: Literal["encoder_trained"] = "encoder_trained"
     step: int
+
+
+class HeldOut(BaseModel):
+    """What an encoder knows of validation latents that it never saw (view 0, the images unmirrored).
+
+    `reconstruction_error` is the training's: squared error summed over the hidden entries of a latent, by the number of
+    hidden positions, mean over images. `head_accuracy` is the classifier's on unmasked input. Both are None where there
+    is no autoencoder. `nearest_mean_accuracy` needs none: the share of images whose pooled layer4 is nearest (Euclidean)
+    to their own class's mean of at most `images_per_class` training images (of ImageNet's 1.28 million 50,000 in all).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: int
+    mask_ratio: float
+    mask_patch_size: int
+    reconstruction_error: float | None
+    head_accuracy: float | None
+    nearest_mean_accuracy: float
+    images_per_class: int
+    training_images: int
+
+    most_per_class: ClassVar[int] = 50
+
+
+class EncoderAudit(Artifact):
+    """An encoder's export is what the configuration says; `files` are its own, re-checked.
+
+    `feature_entries` and `feature_vectors` are those of one image in the drift loss, the raw latent among them (protocol
+    2.4).
+    """
+
+    kind: Literal["encoder_audit"] = "encoder_audit"
+    encoder: str
+    step: int
+    base_width: int
+    blocks: list[int]
+    input_patch_size: int
+    norm_groups: int
+    parameters: int
+    latents: LatentContract
+    latent_shape: list[int]
+    feature_entries: int
+    feature_vectors: int
+    held_out: HeldOut
 
 
 class Imported(BaseModel):

@@ -122,6 +122,11 @@ class Encoder(Importable):
         return _released_exists("encoder", source)
 
     @property
+    def imported(self) -> bool:
+        """A fine-tuned encoder is trained here, wherever the one comes from that it starts from."""
+        return super().imported and self.finetune is None
+
+    @property
     def recipe(self) -> EncoderTraining:
         """The optimisation of the last stage."""
         return self.finetune.training if self.finetune else self.training
@@ -129,6 +134,11 @@ class Encoder(Importable):
     @property
     def folder_name(self) -> str:
         return f"{self.name}_ft" if self.finetune else self.name
+
+    @property
+    def before_finetune(self) -> Self:
+        """The encoder that the fine-tune starts from; without one, this."""
+        return self.model_copy(update={"finetune": None})
 
     def of_width(self, width: int) -> Self:
         """The variant of another base width, whose name says so."""

@@ -58,7 +58,7 @@ class Configuration(Section):
     def relatives(self) -> list[Self]:
         """This configuration and what it also makes: the encoder before its fine-tune, other widths, seeds."""
         encoders = [self.encoder, *map(self.encoder.of_width, self.encoder.variants)]
-        encoders += [encoder.model_copy(update={"finetune": None}) for encoder in encoders if encoder.finetune]
+        encoders += [encoder.before_finetune for encoder in encoders if encoder.finetune]
         return [self.model_copy(update={"encoder": encoder}) for encoder in encoders] + self.seeded()
 
     def seeded(self) -> list[Self]:
@@ -137,6 +137,11 @@ def _misfits(config: Configuration) -> list[str]:
     training, encoder = config.training.resources.processes, config.encoder.resources.processes
     must_divide(config.objective.classes_per_step, training, "training.resources (its ranks) and objective.classes_per_step")
     must_divide(config.encoder.recipe.batch, encoder, "encoder.resources (its ranks) and the encoder's batch")
+    problems += _encoder_misfits(config.encoder)
+    if config.training.init_from and config.generator.imported:
+        problems.append(
+            f"training.init_from: the generator is imported ({config.generator.source}), not trained; remove one"
+        )
     if config.objective.bank.pushes_per_step < config.objective.classes_per_step:
         problems.append(
             "objective.bank.pushes_per_step must be at least objective.classes_per_step: labels come from the pushes"
@@ -148,6 +153,20 @@ def _misfits(config: Configuration) -> list[str]:
         problems.append(
             f"evaluation.selection.last_k ({config.evaluation.selection.last_k}) exceeds the "
             f"{len(config.training.milestones) - 1} trained milestones"
+        )
+    return problems
+
+
+def _encoder_misfits(encoder: Encoder) -> list[str]:
+    problems = []
+    given = encoder.init_from or (encoder.source if encoder.before_finetune.imported else None)
+    if encoder.init_from and encoder.before_finetune.imported:
+        problems.append(f"encoder.init_from: the encoder is imported ({encoder.source}), not trained; remove one")
+    if encoder.variants and given:
+        problems.append(f"encoder.variants: {given} has one width; remove variants, or train all widths from the beginning")
+    if len({encoder.base_width, *encoder.variants}) != 1 + len(encoder.variants):
+        problems.append(
+            f"encoder.variants: {list(encoder.variants)} beside base_width {encoder.base_width}; each width is named once"
         )
     return problems
 

@@ -1,10 +1,13 @@
 """Exports: the weights that later stages read (architecture.md, decision 2).
 
-`model.safetensors` holds the EMA weights, `metadata.json` (artifacts.Export) says what they are and is written last.
+`model.safetensors` holds the EMA weights, `metadata.json` (artifacts.Export) says what they are and is written last. An
+encoder's export holds the whole masked autoencoder beside it, where that is known: a training that starts from the export
+needs decoder and classifier, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,13 +15,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from drifting_core.artifacts import Export, Imported, LatentContract, publish, records
+from drifting_core.artifacts import Export, Imported, LatentContract, check_file, publish, records
 from drifting_core.faults import Fault
 from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.provenance import code_version
 
 WEIGHTS = "model.safetensors"
+AUTOENCODER = "autoencoder.safetensors"  # EMA weights of encoder, decoder and classifier
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -34,16 +38,19 @@ def write_export(
     configuration: str,
     inputs: dict[str, str],
     imported: Imported | None = None,
+    autoencoder: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Publish `weights` (EMA, by parameter name) beside `metadata`, then `metadata`."""
-    with publish(metadata.parent / WEIGHTS) as scratch:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        safetensors.torch.save_file(tensors, scratch)
+    """Publish `weights` (EMA, by parameter name), and those of an encoder's `autoencoder`, beside `metadata`, then that."""
+    contents = {WEIGHTS: weights} | ({AUTOENCODER: autoencoder} if autoencoder else {})
+    for name, content in contents.items():
+        with publish(metadata.parent / name) as scratch:
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}
+            safetensors.torch.save_file(tensors, scratch)
     Export(
         configuration=configuration,
         code=code_version(),
         inputs=inputs,
-        files=records(metadata.parent, [WEIGHTS]),
+        files=records(metadata.parent, list(contents)),
         network=network,
         step=step,
         ema_decay=ema_decay,
@@ -63,28 +70,34 @@ def load_export(metadata: Path) -> tuple[Generator | LatentEncoder, Export]:
 
 def load_generator(metadata: Path) -> tuple[Generator, Export]:
     """The exported generator in eval mode, its weights frozen. Raises Fault when it is another kind or was changed."""
-    export = _read(metadata, "generator")
+    export = read_export(metadata, "generator")
     with torch.device("meta"):
         module = Generator(**export.architecture)
-    return _load(module, metadata), export
+    return _load(module, metadata, export), export
 
 
 def load_encoder(metadata: Path) -> tuple[LatentEncoder, Export]:
     """The exported encoder in eval mode, its weights frozen. Raises Fault when it is another kind or was changed."""
-    export = _read(metadata, "encoder")
+    export = read_export(metadata, "encoder")
     with torch.device("meta"):
         module = LatentEncoder(**export.architecture)
-    return _load(module, metadata), export
+    return _load(module, metadata, export), export
 
 
-def _read(metadata: Path, network: str) -> Export:
+def read_export(metadata: Path, network: Literal["encoder", "generator"]) -> Export:
+    """The metadata alone. Raises Fault when it is of another network."""
     export = Export.read(metadata)
     if export.network != network:
         raise Fault(f"{metadata}: holds the weights of a {export.network}, expected those of a {network}")
-    export.verify(metadata.parent)
     return export
 
 
-def _load(module: Network, metadata: Path) -> Network:
-    module.load_state_dict(safetensors.torch.load_file(metadata.parent / WEIGHTS), assign=True)
+def read_weights(metadata: Path, export: Export, name: str = WEIGHTS) -> dict[str, Tensor]:
+    """One of the export's files by parameter name. Raises Fault when it was changed."""
+    check_file(metadata.parent / name, export.files[name])
+    return safetensors.torch.load_file(metadata.parent / name)
+
+
+def _load(module: Network, metadata: Path, export: Export) -> Network:
+    module.load_state_dict(read_weights(metadata, export), assign=True)
     return module.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from drifting_core.data.encoding import contract_of
 from drifting_core.faults import Fault
 from drifting_core.fetching import fetched_folder
 from drifting_core.models import released
-from drifting_core.models.exports import WEIGHTS, load_export, write_export
+from drifting_core.models.exports import AUTOENCODER, WEIGHTS, load_export, read_weights, write_export
 from drifting_core.models.mae import MaskedAutoencoder
 from drifting_core.published import METADATA, SCALING_FACTOR
 
@@ -31,6 +31,7 @@ class _Source(NamedTuple):
     step: int
     ema_decay: float
     weights_sha256: str
+    autoencoder: dict[str, Tensor] | None = None  # of an encoder, where it comes with its decoder
 
 
 def import_network(
@@ -70,6 +71,7 @@ def import_network(
         configuration=configuration,
         inputs=hashes({"tokenizer": tokenizer} | ({"fetched": fetched} if fetched else {})),
         imported=Imported(source=section.source, step=source.step, weights_sha256=source.weights_sha256),
+        autoencoder=source.autoencoder,
     )
 
 
@@ -83,33 +85,42 @@ def _read(folder: Path, where: str) -> _Source:
         return _Source(
             export.network, module.state_dict(), export.architecture, export.step, export.ema_decay,
             export.files[WEIGHTS].sha256,
+            read_weights(folder / METADATA, export, AUTOENCODER) if AUTOENCODER in export.files else None,
         )  # fmt: skip
     published = released.load_released(folder)
-    # Of a latent-MAE the later stages need the encoder only.
-    weights = published.encoder if isinstance(published, MaskedAutoencoder) else published
+    # Of a latent-MAE the later stages need the encoder only; a fine-tune needs the rest.
+    autoencoder = published if isinstance(published, MaskedAutoencoder) else None
+    weights = autoencoder.encoder if autoencoder else published
     metadata = released.read_metadata(folder)
     return _Source(
         metadata.network, weights.state_dict(), metadata.typed.architecture(), metadata.step, metadata.ema_decay,
-        FileRecord.of(released.parameters_file(folder)).sha256,
+        FileRecord.of(released.parameters_file(folder)).sha256, autoencoder.state_dict() if autoencoder else None,
     )  # fmt: skip
+
+
+def undescribed(
+    section: config.Importable, network: str, found: Mapping[str, Any], data: Mapping[str, int], of: str
+) -> list[str]:
+    """A line for each part of the architecture `found`, that of `of`, which configuration or `data` have otherwise."""
+    said = section.model_dump()
+    problems = [
+        f"  {network}.{key}: {said[key]!r}, the {of} has {value!r}"
+        for key, value in found.items()
+        if key in said and _plain(said[key]) != _plain(value)
+    ]
+    return problems + [
+        f"  the data's {key} is {data[key]}, the {of}'s {value}"
+        for key, value in found.items()
+        if data.get(key, value) != value
+    ]
 
 
 def _require_described(
     section: config.Importable, network: str, found: Mapping[str, Any], latent: tuple[int, int], classes: int
 ) -> None:
     """The configuration must say what the source is: the plan, the card and the run's name are made from it."""
-    said = section.model_dump()
     data = {"channels": latent[0], "in_channels": latent[0], "input_size": latent[1], "num_classes": classes}
-    problems = [
-        f"  {network}.{key}: {said[key]!r}, the source has {value!r}"
-        for key, value in found.items()
-        if key in said and _plain(said[key]) != _plain(value)
-    ]
-    problems += [
-        f"  the data's {key} is {data[key]}, the source's {value}"
-        for key, value in found.items()
-        if data.get(key, value) != value
-    ]
+    problems = undescribed(section, network, found, data, "source")
     if problems:
         raise Fault(f"{network}.source: {section.source} is not what the configuration describes:\n" + "\n".join(problems))
 

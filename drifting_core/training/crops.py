@@ -35,8 +35,8 @@ class OnlineCrops:
     ) -> None:
         """`rejects`: names of images that the store left out as unreadable. Raises Fault on files that do not fit."""
         self.reader = ImageReader(index, "train", data.archives)
-        self.tokenizer = Tokenizer.of(tokenizer, device, encoder.training.precision)
-        self.image_size, self.scale, self.seed = data.image_size, encoder.crop_scale, encoder.training.seed
+        self.tokenizer = Tokenizer.of(tokenizer, device, encoder.recipe.precision)
+        self.image_size, self.scale, self.seed = data.image_size, encoder.crop_scale, encoder.recipe.seed
         self.compute_batch, self.threads = data.latents.compute_batch, threads
         refused = set(rejects)
         self.rows = torch.tensor([row for row, name in enumerate(self.reader.names) if name not in refused])

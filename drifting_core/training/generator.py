@@ -25,6 +25,7 @@ from drifting_core.drift.guidance import sample_alpha, unconditional_weight
 from drifting_core.drift.objective import DriftObjective, EntryLoss, total
 from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder
+from drifting_core.models.warm_start import WarmStart
 from drifting_core.training.loop import NotFinite, Optimisation, Work
 from drifting_core.training.parallel import ALONE, Ranks, gradients_later
 
@@ -53,6 +54,7 @@ class DriftTraining:
         device: torch.device,
         ranks: Ranks = ALONE,
         work: Work | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         """On several `ranks` each computes its share of the labels; the numbers are those of one. `work`: of a step."""
         self.objective, self.recipe, self.store, self.device = objective, training, store, device
@@ -61,8 +63,9 @@ class DriftTraining:
         self.data_seconds = 0.0
         self._seen: dict[str, Tensor] = {}
         self.encoder = encoder.to(device) if objective.encoder_features else None
+        self.architecture, self.warm_start = architecture(generator, store, training.precision), warm_start
         with torch.device(device):
-            self.model = Generator(**architecture(generator, store, training.precision))
+            self.model = Generator(**self.architecture)
         self.model.reset_parameters(training.seed)
         self.optimisation = Optimisation(
             self.model,
@@ -80,7 +83,9 @@ class DriftTraining:
     # --- the batch ---------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Fill the bank, so that early positives are not copies of a few images (protocol 1.8)."""
+        """Fill the bank, so that early positives are not copies of a few images (protocol 1.8); take the warm start."""
+        if self.warm_start:
+            self.optimisation.start_from(self.warm_start.weights(self.model, self.architecture, self.store.contract))
         block = self.store.num_classes * self.objective.bank.per_class
         enough = min(self.objective.positives_per_class, self.objective.bank.per_class)
         while self.bank.fewest() < enough and int(self.position) < len(self.store) + block:

@@ -250,6 +250,13 @@ class Optimisation:
         torch._foreach_lerp_(list(self.ema.values()), weights, 1 - self.decay)
         return {"gradient_norm": float(norm), "learning_rate": self.rate(step)}
 
+    @torch.no_grad()
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin, weights and EMA, from these by parameter name; those that are not named stay."""
+        for name, tensor in weights.items():
+            for into in (self.parameters[name], self.ema[name]):
+                own_part(into).copy_(part_like(tensor, into))
+
     def norms(self) -> dict[str, dict[str, float]]:
         """Length of each weight and of its gradient, for a look at numbers that are not finite; every rank must call."""
         return {

@@ -16,6 +16,7 @@ from drifting_core.data import draws
 from drifting_core.data.latents import LatentStore
 from drifting_core.data.stream import SampleStream
 from drifting_core.models.mae import MaskedAutoencoder
+from drifting_core.models.warm_start import WarmStart
 from drifting_core.training.loop import NotFinite, Optimisation, Work
 from drifting_core.training.parallel import ALONE, Ranks, gradients_later
 
@@ -59,6 +60,7 @@ class MaskedTraining:
         device: torch.device,
         ranks: Ranks = ALONE,
         work: Work | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         """On several `ranks` each computes its share of the batch; the numbers are those of one. `work`: of a step."""
         self.encoder, self.recipe = encoder, encoder.recipe
@@ -67,8 +69,9 @@ class MaskedTraining:
         self.work = work or Work(self.recipe.batch)
         self.data_seconds = 0.0
         self._seen: dict[str, Tensor] = {}
+        self.architecture, self.contract, self.warm_start = architecture(encoder, store), store.contract, warm_start
         with torch.device(device):
-            self.model = MaskedAutoencoder(**architecture(encoder, store), mask_patch_size=encoder.mask_patch_size)
+            self.model = MaskedAutoencoder(**self.architecture, mask_patch_size=encoder.mask_patch_size)
         self.model.reset_parameters(self.recipe.seed)
         if encoder.parallel == "fsdp":
             ranks.shard(self.model)
@@ -83,7 +86,9 @@ class MaskedTraining:
         self.stream = SampleStream(self.recipe.seed, len(source), source.views)
 
     def begin(self) -> None:
-        """Nothing beyond the initial weights."""
+        """The initial weights: the seed's, or those of the warm start."""
+        if self.warm_start:
+            self.optimisation.start_from(self.warm_start.weights(self.model, self.architecture, self.contract))
 
     def classifier_weight(self, step: int) -> float:
         """lambda: 0, then from 0 up to its value over the ramp, in the last `finetune_steps`."""
@@ -163,7 +168,15 @@ def encoder_architecture(encoder: config.Encoder, channels: int) -> dict[str, An
     }
 
 
-def encoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder's EMA weights out of a committed state of MaskedTraining."""
-    prefix = "ema.encoder."
-    return {name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)}
+def autoencoder_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The EMA weights of encoder, decoder and classifier out of a committed state of MaskedTraining."""
+    return _below("ema.", state)
+
+
+def encoder_weights(autoencoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's among them."""
+    return _below("encoder.", autoencoder)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}

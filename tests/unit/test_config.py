@@ -83,6 +83,72 @@ def test_operations_rename_nothing_and_identity_renames_what_is_below(demo_value
     assert all(keys(demo_values)[stage] != before[stage] for stage in STAGES)
 
 
+FINETUNE = {"steps": 50, "batch": 32, "learning_rate": 5e-4, "ramp_steps": 10, "weight": 0.2, "ema": 0.9}
+
+
+def test_a_finetune_is_a_stage_with_a_folder_of_its_own(demo_values: dict[str, Any]) -> None:
+    """The encoder before it is the very one that a configuration without a fine-tune has, and is shared with it."""
+    plain = load(demo_values)
+    demo_values["encoder"]["finetune"] = FINETUNE
+    tuned = load(demo_values)
+    _, before = tuned.relatives()
+    assert plain.relatives() == [plain]
+    assert before.encoder == plain.encoder
+    assert before.key("encoder") == plain.key("encoder")
+    assert tuned.key("encoder").startswith("mae_w32_ft-")
+    assert tuned.key("run") != plain.key("run")
+    demo_values["encoder"]["finetune"] = FINETUNE | {"steps": 60}
+    longer = load(demo_values)
+    assert longer.key("encoder") != tuned.key("encoder")
+    assert longer.relatives()[1].key("encoder") == plain.key("encoder")
+
+
+def test_the_recipe_of_a_finetune_is_finetune_from_its_first_step(demo_values: dict[str, Any]) -> None:
+    demo_values["encoder"]["finetune"] = FINETUNE
+    encoder = load(demo_values).encoder
+    recipe = encoder.recipe
+    assert (recipe.steps, recipe.finetune_steps, recipe.finetune_ramp_steps) == (50, 50, 10)
+    assert (recipe.batch, recipe.learning_rate, recipe.finetune_weight, recipe.ema) == (32, 5e-4, 0.2, 0.9)
+    assert encoder.before_finetune.recipe == encoder.training
+
+
+def test_a_finetuned_import_is_trained_here_and_what_it_starts_from_is_not(demo_values: dict[str, Any]) -> None:
+    demo_values["encoder"].update(source="released:mae_latent_256", finetune=FINETUNE)
+    tuned, before = load(demo_values).relatives()
+    assert not tuned.encoder.imported
+    assert before.encoder.imported
+    assert list(tuned.downloads) == list(before.downloads) == ["mae_latent_256-1a5afa9f"]
+
+
+def test_width_variants_are_what_a_configuration_of_that_width_makes(demo_values: dict[str, Any]) -> None:
+    before = keys(demo_values)
+    demo_values["encoder"]["variants"] = [16, 64]
+    assert keys(demo_values) == before, "asking for variants renames nothing"
+    _, narrow, wide = load(demo_values).relatives()
+    del demo_values["encoder"]["variants"]
+    demo_values["encoder"].update(name="mae_w64", base_width=64)
+    assert wide.key("encoder") == load(demo_values).key("encoder")
+    assert narrow.key("encoder").startswith("mae_w16-")
+
+
+@pytest.mark.parametrize(("section", "changed", "message"), [
+    ("encoder", {"init_from": "m.json", "source": "folder"}, r"encoder.init_from: the encoder is imported \(folder\)"),
+    ("encoder", {"init_from": "m.json", "source": "folder", "finetune": FINETUNE}, "the encoder is imported"),
+    ("training", {"init_from": "m.json", "_generator": "folder"}, r"init_from: the generator is imported \(folder\)"),
+    ("encoder", {"variants": [64], "source": "folder"}, "encoder.variants: folder has one width"),
+    ("encoder", {"variants": [64], "init_from": "m.json"}, "encoder.variants: m.json has one width"),
+    ("encoder", {"variants": [64, 64]}, "each width is named once"),
+    ("encoder", {"variants": [32]}, "each width is named once"),
+])  # fmt: skip
+def test_stages_that_cannot_be_are_refused(
+    demo_values: dict[str, Any], section: str, changed: dict[str, Any], message: str
+) -> None:
+    demo_values["generator"]["source"] = changed.pop("_generator", "trained")
+    demo_values[section].update(changed)
+    with pytest.raises(Fault, match=message):
+        load(demo_values)
+
+
 def test_a_published_tokenizer_is_shared_by_all_data(root: Path) -> None:
     ablation, l2 = (load_file(root / "config" / f"{name}.yaml") for name in ("ablation", "l2"))
     assert ablation.key("tokenizer") == l2.key("tokenizer")

@@ -14,7 +14,7 @@ import torch
 from drifting_core import config as settings
 from drifting_core.artifacts import TokenizerManifest
 from drifting_core.faults import Fault
-from drifting_core.models.exports import load_encoder, load_generator, write_export
+from drifting_core.models.exports import AUTOENCODER, load_encoder, load_generator, read_weights, write_export
 from drifting_core.models.generator import Generator
 from drifting_core.models.importing import import_network
 from drifting_core.models.mae import MaskedAutoencoder
@@ -66,9 +66,14 @@ def test_a_published_generator(demo_values: dict[str, Any], tokenizer: Path) -> 
     assert export.latents.tokenizer_sha256 == "t"
 
 
-def test_a_published_encoder_leaves_its_decoder_behind(demo_values: dict[str, Any], tokenizer: Path) -> None:
-    module, export = load_encoder(take(demo_values, "encoder", tokenizer))
+def test_a_published_encoder_has_its_decoder_in_a_file_of_its_own(demo_values: dict[str, Any], tokenizer: Path) -> None:
+    metadata = take(demo_values, "encoder", tokenizer)
+    module, export = load_encoder(metadata)
     published = load_released(GOLDEN / "mae")
+    autoencoder = read_weights(metadata, export, AUTOENCODER)
+    assert autoencoder.keys() == published.state_dict().keys()
+    assert all(torch.equal(tensor, autoencoder[name]) for name, tensor in published.state_dict().items())
+    assert not [name for name in module.state_dict() if "decoder" in name]
     assert isinstance(published, MaskedAutoencoder)
     x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

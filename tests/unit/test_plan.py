@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from drifting_core import data_plan, plan
-from drifting_core.config import Configuration, load_file
+from drifting_core.config import Configuration, EncoderFinetune, load_file
 from drifting_core.data import tars
 from drifting_core.faults import Fault
 
@@ -68,6 +68,22 @@ def test_twice_the_horizon_is_twice_the_generator(root: Path) -> None:
     )
     assert twice["generator"] == pytest.approx(2 * once["generator"])
     assert twice["latent-MAE"] == once["latent-MAE"]
+
+
+def test_a_finetune_costs_its_own_steps_and_its_own_export(root: Path) -> None:
+    plain, rates = preset(root, "b2"), plan.read_rates()
+    training = plain.encoder.training
+    stage = EncoderFinetune(steps=training.steps // 4, batch=training.batch, learning_rate=1e-3, ema=0.999)
+    tuned = plain.model_copy(update={"encoder": plain.encoder.model_copy(update={"finetune": stage})})
+    imported = tuned.model_copy(update={"encoder": tuned.encoder.model_copy(update={"source": "released:mae_latent_640"})})
+    hours = [
+        {cost.stage: plan.gpu_hours(cost, rates) for cost in plan.costs(each, rates)} for each in (plain, tuned, imported)
+    ]
+    assert [each["latent-MAE: fine-tune"] for each in hours] == [0.0, *(2 * [hours[0]["latent-MAE"] / 4])]
+    assert [each["latent-MAE"] for each in hours] == [hours[0]["latent-MAE"]] * 2 + [0.0]
+    assert hours[0]["audit of the encoder"] < 0.01 * hours[0]["latent-MAE"]
+    sizes = [next(s.bytes for s in plan.disk(each) if s.what.startswith("latent-MAE")) for each in (plain, tuned, imported)]
+    assert sizes[1] == 2 * sizes[0] > sizes[2] > sizes[0]
 
 
 def test_the_demo_takes_no_gpu_and_says_so(root: Path) -> None:

@@ -1,0 +1,47 @@
+"""Audit an encoder's export: files, architecture, features, and what it knows of the validation latents.
+
+Example: python workflow_scripts/audit_encoder.py --config '{"data": {...}, "tokenizer": {...}, "encoder": {...}}' \\
+           --operations "$OPERATIONS" --encoder results/encoders/E/export/metadata.json \\
+           --train results/data/D/latents/train/manifest.json --val results/data/D/latents/val/manifest.json \\
+           --output results/encoders/E/export/audit.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.config import sections
+from drifting_core.identity import digest
+from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the encoder's configuration slice")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--encoder", type=Path, required=True, help="metadata.json of the export")
+    made.add_argument("--train", type=Path, required=True, help="manifest of the training latents (for class means)")
+    made.add_argument("--val", type=Path, required=True, help="manifest of the validation latents")
+    made.add_argument("--output", type=Path, required=True, help="audit.json beside the export")
+    arguments = start(made, argv)
+
+    from drifting_core.devices import device
+    from drifting_core.models.auditing import audit_encoder
+
+    encoder = sections(arguments.config, arguments.operations)["encoder"]
+    with writer_lease(arguments.output.parent):
+        audit_encoder(
+            arguments.output,
+            encoder,
+            arguments.encoder,
+            arguments.train,
+            arguments.val,
+            device=device(min(encoder.resources.gpus, 1), arguments.threads),
+            configuration=digest(arguments.config),
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,10 +1,12 @@
 """Exports: the weights that later stages read (architecture.md, decision 2).
 
 `model.safetensors` holds the EMA weights, `metadata.json` (artifacts.Export) says what they are and is written last.
+`raw.safetensors`, on request, holds the weights without averaging; no stage reads it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,14 +20,14 @@ from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.provenance import code_version
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, RAW = "model.safetensors", "raw.safetensors"
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def write_export(
     metadata: Path,
     network: Literal["encoder", "generator"],
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     architecture: dict[str, Any],
     *,
     step: int,
@@ -34,16 +36,19 @@ def write_export(
     configuration: str,
     inputs: dict[str, str],
     imported: Imported | None = None,
+    raw: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Publish `weights` (EMA, by parameter name) beside `metadata`, then `metadata`."""
-    with publish(metadata.parent / WEIGHTS) as scratch:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        safetensors.torch.save_file(tensors, scratch)
+    """Publish `weights` (EMA, by parameter name) beside `metadata`, and the `raw` ones if given; then `metadata`."""
+    files = {WEIGHTS: weights} | ({RAW: raw} if raw else {})
+    for name, tensors in files.items():
+        with publish(metadata.parent / name) as scratch:
+            plain = {parameter: tensor.detach().cpu().contiguous() for parameter, tensor in tensors.items()}
+            safetensors.torch.save_file(plain, scratch)
     Export(
         configuration=configuration,
         code=code_version(),
         inputs=inputs,
-        files=records(metadata.parent, [WEIGHTS]),
+        files=records(metadata.parent, list(files)),
         network=network,
         step=step,
         ema_decay=ema_decay,

@@ -122,8 +122,8 @@ def train_generator(
     run = output.parent.parent.parent
     _write_snapshot(run)
     train(
-        trainee, StateFolder(run / "state", configuration), MetricsFile(run / "metrics.jsonl"), until=until,
-        commit_every=training.commit_every, log_every=training.log_every, stop=stop, label="generator",
+        trainee, StateFolder(run / "state", configuration, exports=run / "exports"),
+        MetricsFile(run / "metrics.jsonl"), until=until, commit_every=training.commit_every, log_every=training.log_every, stop=stop, label="generator",
     )  # fmt: skip
     write_export(
         output,
@@ -135,6 +135,7 @@ def train_generator(
         latents=store.contract,
         configuration=configuration,
         inputs=hashes({"latents": latents, "verification": verification, "encoder": encoder}),
+        raw=trainee.optimisation.parameters if training.export_raw else None,
     )
 
 

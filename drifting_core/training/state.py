@@ -27,10 +27,14 @@ KEPT = 2
 
 
 class StateFolder:
-    """The states of one training, all made under the same configuration."""
+    """The states of one training, all made under the same configuration.
 
-    def __init__(self, folder: Path, configuration: str) -> None:
-        self.folder, self.configuration = folder, configuration
+    `exports`: its folder of `step_N/metadata.json`, if it leaves milestones there. With one of them and no state, the
+    training has lost its state, and is not one that may begin.
+    """
+
+    def __init__(self, folder: Path, configuration: str, exports: Path | None = None) -> None:
+        self.folder, self.configuration, self.exports = folder, configuration, exports
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".step_*"):  # the lease is ours: whoever wrote these is dead
             shutil.rmtree(stale)
@@ -61,8 +65,8 @@ class StateFolder:
     def resume(self, until: int) -> tuple[int, dict[str, Tensor]] | None:
         """The newest whole state of at most `until` steps, or None to begin. A damaged one is put aside, loudly.
 
-        Raises Fault for the state of another configuration, and when the training is already past `until`: an earlier step
-        cannot be made again from a later one.
+        Raises Fault for the state of another configuration, when the training is already past `until` (an earlier step
+        cannot be made again from a later one), and when there are exports but no state to continue from.
         """
         steps = self._steps()
         for step in sorted((s for s in steps if s <= until), reverse=True):
@@ -81,8 +85,15 @@ class StateFolder:
             return step, safetensors.torch.load_file(self._path(step) / TENSORS)
         if steps and min(steps) > until:
             raise Fault(
-                f"{self.folder}: holds steps {steps}, so step {until} cannot be made again; restore its export, or "
-                "remove the folder to train from the beginning"
+                f"{self.folder}: the training is past step {until} (states: {steps}), so step {until} cannot be made again; "
+                f"nothing was changed. Restore the export of step {until} from a copy, go on without it, or move "
+                f"{self.folder.parent} away to train from the beginning"
+            )
+        if exported := [step for step in self._exported() if step != until]:
+            raise Fault(
+                f"{self.folder}: no whole state is left, but {self.exports} holds steps {exported}, which training from the "
+                f"beginning would write over; nothing was changed. Restore the state from a copy, ask for no step beyond "
+                f"{exported[-1]} (training.steps), or move {self.folder.parent} away to train from the beginning"
             )
         return None
 
@@ -93,6 +104,10 @@ class StateFolder:
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*"))
+
+    def _exported(self) -> list[int]:
+        files = self.exports.glob("step_*/metadata.json") if self.exports else ()
+        return sorted(int(path.parent.name.removeprefix("step_")) for path in files)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def compare_seeds(claims: Mapping[int, MetricsTable]) -> SeedsTable:
     drawn = {seed: sorted(row["seed"] for row in table.rows) for seed, table in claims.items()}
     for seed, sampling in drawn.items():
         if sampling != next(iter(drawn.values())):
-            raise Fault(f"claims were drawn with unlike sampling seeds: {drawn}; make the claim of training seed {seed} again")
+            raise Fault(f"claims were drawn with unlike sampling seeds ({drawn}); make that of training seed {seed} again")
     rows = [_row(seed, claims[seed]) for seed in sorted(claims)]
     return SeedsTable(
         configuration=digest(sorted(table.configuration for table in claims.values())),
@@ -61,11 +61,11 @@ def _row(seed: int, claim: MetricsTable) -> dict[str, Any]:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known else None
+    return statistics.mean(known) if known else None
 
 
 def _spread(values: Sequence[float]) -> Spread:
-    return Spread(mean=math.fsum(values) / len(values), smallest=min(values), largest=max(values))
+    return Spread(mean=statistics.mean(values), smallest=min(values), largest=max(values))
 
 
 def page(table: SeedsTable) -> str:

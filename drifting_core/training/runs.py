@@ -121,9 +121,10 @@ def train_generator(
     trainee = drifting.DriftTraining(parts["generator"], parts["objective"], training, store, network, on)
     run = output.parent.parent.parent
     _write_snapshot(run)
+    state = StateFolder(run / "state", configuration, exports=run / "exports")
     train(
-        trainee, StateFolder(run / "state", configuration, exports=run / "exports"),
-        MetricsFile(run / "metrics.jsonl"), until=until, commit_every=training.commit_every, log_every=training.log_every, stop=stop, label="generator",
+        trainee, state, MetricsFile(run / "metrics.jsonl"), until=until, commit_every=training.commit_every,
+        log_every=training.log_every, stop=stop, label="generator",
     )  # fmt: skip
     write_export(
         output,

@@ -57,18 +57,18 @@ def test_a_fault_at_the_end_of_the_road_is_found_before_the_first_slice(site: Si
     assert not (run / "state").exists()
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_the_canary_of_a_begun_run_is_never_made_again(site: Site, kept: bool) -> None:
-    if not kept:
-        shutil.rmtree(run_of(site) / "canary")
-    assert site.planned(TARGET) == []
-    assert site.planned(str(run_of(site).relative_to(site.folder) / "exports/step_60/metadata.json")) == []
-    # What it measured is outdated; the run is not, and what comes after it is not forgotten.
+def test_an_outdated_canary_is_not_made_again_and_hides_nothing_behind_it(site: Site) -> None:
     site.configure("contract.yaml", **{"evaluation.contract": {"compute_batch": 16, "bootstrap": 5}})
     planned = [rule for rule, _ in site.planned(TARGET, config="contract.yaml")]
     assert {"train_generator", *CANARY}.isdisjoint(planned)
     assert planned.count("evaluate") == 3
-    site.configure("longer.yaml", **{"training.steps": 180})
+
+
+def test_a_lost_canary_is_not_made_again_and_trains_nothing_again(site: Site) -> None:
+    """Also what happens to a run that is older than the canary."""
+    shutil.rmtree(run_of(site) / "canary")
+    assert site.planned(TARGET) == []
+    site.configure("longer.yaml", **{"training.steps": 180, "evaluation.contract": {"compute_batch": 16, "bootstrap": 5}})
     longer = site.planned(TARGET, config="longer.yaml")
     slices = {Path(output).parent.name for rule, output in longer if rule == "train_generator"}
     assert {"step_150", "step_180"} <= slices

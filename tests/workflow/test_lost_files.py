@@ -46,7 +46,6 @@ def test_a_run_without_its_state_is_not_trained_over(site: Site) -> None:
     [run] = (site.folder / "results/runs").iterdir()
     shutil.rmtree(run / "state")
     before = contents(run)
-    assert site.planned(TARGET) == []
     site.configure("longer.yaml", **{"training.steps": 180})
     refused = site.snakemake(TARGET, config="longer.yaml")
     assert refused.returncode != 0

@@ -157,6 +157,21 @@ class Layout:
         earlier = [milestone for milestone in self.find("run", run).milestones if milestone < step]
         return [self.export(run, earlier[-1])] if earlier else []
 
+    def canary(self, run: str, step: int) -> list[str]:
+        """What a slice waits for: the canary of its run before the first, nothing before the others."""
+        return [] if self.slice_before(run, step) else [f"{self.root}/runs/{run}/canary/passed.json"]
+
+    @property
+    def not_begun(self) -> str:
+        """Regular expression of the folders of runs that have no export yet.
+
+        No rule makes the canary of a run that has one: lost or outdated, it would be made again, and with it the run.
+        (`ancient` would not do: Snakemake trains again after a canary that is missing, and forgets to look whether what
+        comes after an ancient file has reasons of its own to be made.)
+        """
+        begun = sorted({path.parts[-4] for path in Path(self.root).glob("runs/*/exports/step_*/metadata.json")})
+        return f"(?!(?:{'|'.join(begun)})/)[a-z0-9_]+-[0-9a-f]{{8}}" if begun else "[a-z0-9_]+-[0-9a-f]{8}"
+
     def metrics(self, run: str, step: int, alpha: float, seed: int, samples: int) -> str:
         return f"{self.root}/runs/{run}/eval/step_{step}/alpha_{alpha:g}/seed_{seed}/n_{samples}/metrics.json"
 
@@ -206,6 +221,27 @@ class Layout:
     def bundle_slice(self, run: str) -> str:
         """JSON of the whole identity of a run and its evaluation."""
         return _json(self.find("run", run).stage_slice("bundle"))
+
+    # --- runs that differ in their seed ------------------------------------------------------------------------------
+
+    @property
+    def seeds_table(self) -> str:
+        """The comparison of the active configuration's seeds. Raises Fault where it names none."""
+        if not self.active.seeds:
+            raise Fault(
+                "seeds: empty, so there is nothing to compare; name some, e.g. --config 'seeds=[0,1,2]', or in the preset"
+            )
+        return f"{self.root}/seeds/{self.active.family}/table.json"
+
+    def claims_of(self, family: str) -> dict[int, str]:
+        """The claim's table of each seed of a comparison. Raises Fault when no known configuration has it."""
+        for known in (self.active, *self._runs()):
+            if known.family == family:
+                return {each.training.seed: f"{self.folder('run', each)}/tables/claim.json" for each in known.seeded()}
+        raise Fault(
+            f"no known configuration compares seeds as '{family}': the active one is '{self.active.family}', seeds "
+            f"{list(self.active.seeds)}"
+        )
 
     @property
     def pack_slice(self) -> str:

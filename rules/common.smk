@@ -78,6 +78,7 @@ wildcard_constraints:
     reference="[a-z0-9_]+-[0-9a-f]{8}",
     encoder="[a-z0-9_]+-[0-9a-f]{8}",
     run="[a-z0-9_]+-[0-9a-f]{8}",
+    family="[a-z0-9_]+-[0-9a-f]{8}",
     source="[A-Za-z0-9_.-]+-[0-9a-f]{8}",
     pack="photos|cifar10",
     split="train|val|crops_[1-9][0-9]*",

@@ -23,6 +23,7 @@ rule train_generator:
     input:
         run=f"{RESULTS}/runs/{{run}}/config.json",
         before=lambda wildcards: LAYOUT.slice_before(wildcards.run, int(wildcards.step)),
+        canary=lambda wildcards: LAYOUT.canary(wildcards.run, int(wildcards.step)),
         latents=file_of("run", "data", "latents/train/manifest.json"),
         verification=file_of("run", "data", "verify_train.json"),
         encoder=file_of("run", "encoder", "export/metadata.json"),

@@ -10,20 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.artifacts import RunRecord
+from drifting_core.config import load
 from drifting_core.identity import digest
 from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.layout import Layout
 from drifting_core.provenance import code_version
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--config", type=json_argument, required=True, help="JSON of the run's configuration slice")
-    made.add_argument("--values", type=json_argument, required=True, help="JSON of the whole configuration")
+    made.add_argument("--values", type=json_argument, required=True, help="JSON of the active configuration")
     made.add_argument("--output", type=Path, required=True, help="config.json of the run's folder")
     arguments = start(made, argv)
 
-    record = RunRecord(configuration=digest(arguments.config), code=code_version(), values=arguments.values)
-    record.write(arguments.output)
+    # One of `seeds` has a run of its own: what is recorded is that one's configuration.
+    owner = Layout(load(arguments.values)).find("run", arguments.output.parent.name)
+    values = owner.model_dump(mode="json")
+    RunRecord(configuration=digest(arguments.config), code=code_version(), values=values).write(arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Sample latents from an export at a guidance strength, or from the export and guidance that a recommendation names.
 
+A canary's number of samples (training.canary_samples) is an operation; its labels are of as many classes as that allows.
+
 Writes latents.safetensors (float16) and the output beside it.
 
 Example:
@@ -28,11 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--recommendation", type=Path, help="instead of --export and --alpha; with --exports")
     made.add_argument("--exports", type=Path, nargs="+", default=[], help="metadata.json of each export it can name")
     made.add_argument("--seed", type=int, required=True, help="seed of noise and style")
-    made.add_argument("--samples", type=int, required=True, help="number of samples, a multiple of the classes")
+    made.add_argument("--samples", type=int, help="number of samples, a multiple of the classes")
+    made.add_argument("--canary", action="store_true", help="instead of --samples: those of training.canary_samples")
     made.add_argument("--output", type=Path, required=True, help="manifest.json")
     arguments = start(made, argv)
     if (arguments.recommendation is None) == (arguments.export is None or arguments.alpha is None):
         made.error("give --export and --alpha, or --recommendation and --exports")
+    if arguments.canary == (arguments.samples is not None):
+        made.error("give --samples or --canary")
 
     from drifting_core.devices import device
     from drifting_core.evaluation.sampler import recommended_export, write_samples
@@ -48,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             sections(arguments.config, arguments.operations)["evaluation.sampling"],
             alpha=alpha,
             seed=arguments.seed,
-            count=arguments.samples,
+            count=arguments.operations["training"]["canary_samples"] if arguments.canary else arguments.samples,
             device=place,
             configuration=digest(arguments.config),
             recommendation=arguments.recommendation,
+            canary=arguments.canary,
         )
 
 

@@ -19,7 +19,7 @@ class Samples(Artifact):
     samples: int
     classes: int
     compute_batch: int
-    label_plan: Literal["balanced"] = "balanced"
+    label_plan: Literal["balanced", "spaced"] = "balanced"
     stored: Literal["float16"] = "float16"
     precision: str = "float32"
     export_sha256: Sha256
@@ -109,6 +109,40 @@ class MetricsTable(Artifact):
     distance_name: str
     score_name: str
     rows: list[dict[str, Any]]
+
+
+class Canary(Artifact):
+    """One step, one export and one evaluation of a run went through; its weights and state are gone again."""
+
+    kind: Literal["canary"] = "canary"
+    contract_hash: str
+    samples: int
+
+
+class Spread(BaseModel):
+    """One number of the claims over training seeds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean: float
+    smallest: float
+    largest: float
+
+
+class SeedsTable(Artifact):
+    """The claims of runs that differ in training.seed only, a row each, and every number's spread over them.
+
+    Where a claim has several sampling seeds, a row holds their mean. `files` is the same table for readers.
+    """
+
+    kind: Literal["seeds_table"] = "seeds_table"
+    contract: EvaluationContract
+    contract_hash: str
+    distance_name: str
+    score_name: str
+    seeds: int  # how many
+    rows: list[dict[str, Any]]
+    spread: dict[str, Spread]
 
 
 class Choice(BaseModel):

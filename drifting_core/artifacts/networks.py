@@ -113,7 +113,10 @@ class Imported(BaseModel):
 
 
 class Export(Artifact):
-    """Weights for later stages: `model.safetensors` (EMA) and this metadata; `imported` when they were not trained here."""
+    """Weights for later stages: `model.safetensors` (EMA) and this metadata; `imported` when they were not trained here.
+
+    Where training.export_raw asks for it, `files` also lists `raw.safetensors`: the weights without averaging.
+    """
 
     kind: Literal["export"] = "export"
     network: Literal["encoder", "generator"]

@@ -224,7 +224,8 @@ class Training(Section):
     compile_objective: bool = operation(False, "torch.compile for the element-wise part of the drift loss")
     tensorboard: bool = operation(False, "also write the metrics as TensorBoard events")
     export_raw: bool = operation(False, "exports also hold the weights without averaging (raw.safetensors)")
-    canary_samples: Positive = operation(500, "images of the evaluation that is tried before the first slice")
+    # the score has 10 splits
+    canary_samples: Positive = operation(500, "images of the evaluation that is tried before the first slice", ge=10)
     resources: Resources = operation(Resources(), "one slice job")
 
     @model_validator(mode="after")

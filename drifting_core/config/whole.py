@@ -65,6 +65,13 @@ class Configuration(Section):
         """The same with each of `seeds` for the generator's training."""
         return [self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})}) for seed in self.seeds]
 
+    @property
+    def family(self) -> str:
+        """Folder name of the comparison of `seeds`: everything that a bundle depends on but training.seed, and the seeds."""
+        alike = self.stage_slice("bundle")
+        alike["training"].pop("seed", None)
+        return f"{self.name}-{digest({**alike, 'seeds': sorted(self.seeds)})[:8]}"
+
     def slice(self, *paths: str) -> dict[str, dict[str, Any]]:
         """The identities of the sections at these dotted paths: what a rule passes to its script as params."""
         chosen = {}
@@ -146,6 +153,15 @@ def _misfits(config: Configuration) -> list[str]:
         problems.append(
             "objective.bank.pushes_per_step must be at least objective.classes_per_step: labels come from the pushes"
         )
+    if config.training.canary_samples <= config.evaluation.contract.precision_recall_k:
+        problems.append(
+            f"training.canary_samples ({config.training.canary_samples}) must exceed evaluation.contract.precision_recall_k "
+            f"({config.evaluation.contract.precision_recall_k})"
+        )
+    if len(set(config.seeds)) < len(config.seeds):
+        problems.append(f"seeds: found {list(config.seeds)}; name each seed once")
+    if config.seeds and config.generator.imported:
+        problems.append("seeds: an imported generator is not trained here, so there is nothing to repeat; leave seeds out")
     for kind in ("selection", "report"):
         samples = getattr(config.evaluation, kind).samples
         must_divide(samples, config.data.expected.classes, f"evaluation.{kind}.samples and the number of classes")

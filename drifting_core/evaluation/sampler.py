@@ -26,6 +26,7 @@ from drifting_core.models.generator import Generator
 from drifting_core.provenance import code_version
 
 LATENTS = "latents.safetensors"
+_CANARY_PER_CLASS = 5  # so that diversity within classes has pairs
 
 
 class Inputs(NamedTuple):
@@ -36,9 +37,13 @@ class Inputs(NamedTuple):
     style: Tensor
 
 
-def balanced_labels(rows: Tensor, classes: int) -> Tensor:
-    """The balanced label plan: sample i is of class i % classes, so n samples are n / classes of each class."""
-    return rows % classes
+def balanced_labels(rows: Tensor, classes: int, drawn: int | None = None) -> Tensor:
+    """The balanced label plan: sample i is of class i % classes, so n samples are n / classes of each class.
+
+    `drawn`: of so many evenly spaced classes only, for the label plan "spaced".
+    """
+    drawn = drawn or classes
+    return rows % drawn * classes // drawn
 
 
 def sample_inputs(generator: Generator, seed: int, rows: Tensor, labels: Tensor | None = None) -> Inputs:
@@ -64,17 +69,19 @@ def generate(
     compute_batch: int,
     device: torch.device,
     precision: Precision = "float32",
+    drawn: int | None = None,
 ) -> Iterator[Tensor]:
     """Latents (<= compute_batch, C, H, W), float32 on the CPU, of samples first .. last in order.
 
-    One network evaluation each, activations in `precision`. `first` is a multiple of compute_batch. Raises Fault naming
-    samples with NaN or Inf.
+    One network evaluation each, activations in `precision`, labels of `drawn` classes (by default all). `first` is a
+    multiple of compute_batch. Raises Fault naming samples with NaN or Inf.
     """
+    classes = generator.class_embedding.num_embeddings
     if first % compute_batch:
         raise ValueError(f"generate: first ({first}) is a multiple of the compute batch ({compute_batch})")
     for start in range(first, last, compute_batch):
         rows = torch.arange(start, start + compute_batch, device=device)
-        inputs = sample_inputs(generator, seed, rows)
+        inputs = sample_inputs(generator, seed, rows, balanced_labels(rows, classes, drawn))
         strength = torch.full((compute_batch,), alpha, dtype=torch.float32, device=device)
         bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
         with torch.inference_mode(), bfloat16:
@@ -105,16 +112,19 @@ def write_samples(
     device: torch.device,
     configuration: str,
     recommendation: Path | None = None,
+    canary: bool = False,
 ) -> None:
     """Sample `count` latents of an export, publish them as float16 and then their manifest.
 
     float16 halves what 50,000 latents take (400 MB) and rounds at 5e-4 relative, below a step of an 8-bit pixel.
-    Raises Fault when count is no multiple of the number of classes (the plan would not be balanced).
+    Raises Fault when count is no multiple of the number of classes (the plan would not be balanced). A `canary` takes any
+    count: its label plan is "spaced", several samples of each of as many evenly spaced classes as there are samples for.
     """
     generator, export = load_generator(export_path)
     generator.to(device)
     classes = generator.class_embedding.num_embeddings
-    if count % classes:
+    drawn = max(1, min(classes, count // _CANARY_PER_CLASS)) if canary else classes
+    if count % classes and not canary:
         raise Fault(f"{count} samples of {classes} classes: the balanced label plan needs a multiple of {classes}")
     progress = Progress(f"step {export.step}, alpha {alpha:g}, seed {seed}", count, unit="samples")
     parts: list[Tensor] = []
@@ -128,12 +138,13 @@ def write_samples(
         compute_batch=how.compute_batch,
         device=device,
         precision=how.precision,
+        drawn=drawn,
     ):
         stored = batch.to(torch.float16)
         parts.append(checked(stored, done))  # beyond 65504 float16 has Inf only
         done += len(batch)
         progress.advance(len(batch))
-    labels = balanced_labels(torch.arange(count), classes)
+    labels = balanced_labels(torch.arange(count), classes, drawn)
     with publish(manifest.parent / LATENTS) as scratch:
         safetensors.torch.save_file({"latents": torch.cat(parts), "labels": labels}, scratch)
     sources = {"export": export_path} | ({"recommendation": recommendation} if recommendation else {})
@@ -148,7 +159,7 @@ def write_samples(
         samples=count,
         classes=classes,
         compute_batch=how.compute_batch,
-        label_plan=how.label_plan,
+        label_plan="spaced" if canary else how.label_plan,
         precision=how.precision,
         export_sha256=export.files[WEIGHTS].sha256,
         tokenizer_sha256=export.latents.tokenizer_sha256,

@@ -2,7 +2,7 @@
 
 `model.safetensors` holds the EMA weights, `metadata.json` (artifacts.Export) says what they are and is written last. An
 encoder's export holds the whole masked autoencoder beside it, where that is known: a training that starts from the export
-needs decoder and classifier, too.
+needs decoder and classifier, too. `raw.safetensors`, on request, holds the weights without averaging; no stage reads it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.provenance import code_version
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, RAW = "model.safetensors", "raw.safetensors"
 AUTOENCODER = "autoencoder.safetensors"  # EMA weights of encoder, decoder and classifier
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -29,7 +29,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def write_export(
     metadata: Path,
     network: Literal["encoder", "generator"],
-    weights: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
     architecture: dict[str, Any],
     *,
     step: int,
@@ -39,9 +39,14 @@ def write_export(
     inputs: dict[str, str],
     imported: Imported | None = None,
     autoencoder: Mapping[str, Tensor] | None = None,
+    raw: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Publish `weights` (EMA, by parameter name), and those of an encoder's `autoencoder`, beside `metadata`, then that."""
-    contents = {WEIGHTS: weights} | ({AUTOENCODER: autoencoder} if autoencoder else {})
+    """Publish `weights` (EMA, by parameter name) beside `metadata`, then that.
+
+    Beside them, where given, those of an encoder's whole `autoencoder` (EMA) and the `raw` ones, without averaging.
+    """
+    given = {WEIGHTS: weights, AUTOENCODER: autoencoder, RAW: raw}
+    contents = {name: content for name, content in given.items() if content}
     for name, content in contents.items():
         with publish(metadata.parent / name) as scratch:
             tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in content.items()}

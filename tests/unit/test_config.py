@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,39 @@ def test_a_field_at_its_default_is_not_hashed(demo_values: dict[str, Any]) -> No
     del demo_values["objective"]["encoder_features"]
     del demo_values["data"]["latents"]["posterior"]
     assert keys(demo_values) == before
+
+
+def test_a_family_is_all_that_decides_the_claims_but_the_active_seed(demo_values: dict[str, Any]) -> None:
+    def family(**changes: Any) -> str:
+        values = copy.deepcopy(demo_values) | {"seeds": changes.pop("seeds", [0, 1])}
+        for section, own in changes.items():
+            values[section] |= own
+        return load(values).family
+
+    plain = family()
+    assert plain == family(training={"seed": 7}) == family(seeds=["1", "0"]) == family(training={"canary_samples": 20})
+    others = [
+        family(seeds=[0, 1, 2]),
+        family(training={"learning_rate": 1e-3}),
+        family(evaluation={"report": {"samples": 20, "seeds": [5]}}),
+    ]
+    assert len({plain, *others}) == 4
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "said"),
+    [
+        (None, {"seeds": [1, 2, 1]}, "name each seed once"),
+        ("training", {"canary_samples": 9}, "greater than or equal to 10"),
+        ("evaluation", {"contract": {"precision_recall_k": 500}}, "must exceed evaluation.contract.precision_recall_k"),
+    ],
+)
+def test_seeds_and_canaries_that_cannot_be_are_said(
+    demo_values: dict[str, Any], section: str | None, change: dict[str, Any], said: str
+) -> None:
+    (demo_values[section] if section else demo_values).update(change)
+    with pytest.raises(Fault, match=said):
+        load(demo_values)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

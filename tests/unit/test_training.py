@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,34 @@ def test_the_last_two_states_are_kept_and_a_half_written_one_is_ignored(tmp_path
     assert not (tmp_path / ".step_00000004.99").exists()
     with pytest.raises(Fault, match="cannot be made again"):
         states.resume(1)
+
+
+@pytest.mark.parametrize("lost", ["removed", "damaged"])
+def test_a_training_with_exports_and_no_state_does_not_begin_again(
+    tmp_path: Path, small: Any, store: LatentStore, lost: str
+) -> None:
+    run(drift_training(small, store), tmp_path, 6)
+    for step in (0, 3, 6):
+        (tmp_path / f"exports/step_{step}").mkdir(parents=True)
+        (tmp_path / f"exports/step_{step}/metadata.json").touch()
+    for state in (tmp_path / "state").iterdir():
+        if lost == "removed":
+            shutil.rmtree(state)
+        else:
+            (state / "state.safetensors").write_bytes(b"no state")
+    before = lines(tmp_path)
+    with pytest.raises(Fault, match=r"no whole state is left, but .*exports holds steps \[0, 3, 6\].*no step beyond 6"):
+        train(
+            drift_training(small, store), StateFolder(tmp_path / "state", "c", exports=tmp_path / "exports"),
+            MetricsFile(tmp_path / "metrics.jsonl"), until=9, commit_every=3, log_every=1, stop=False, label="test",
+        )  # fmt: skip
+    assert lines(tmp_path) == before
+
+
+def test_a_training_whose_only_export_is_asked_for_may_begin(tmp_path: Path) -> None:
+    (tmp_path / "exports/step_1").mkdir(parents=True)
+    (tmp_path / "exports/step_1/metadata.json").touch()
+    assert StateFolder(tmp_path / "state", "c", exports=tmp_path / "exports").resume(1) is None
 
 
 def test_a_state_of_another_configuration_is_refused_and_kept(tmp_path: Path) -> None:

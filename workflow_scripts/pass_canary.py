@@ -1,0 +1,28 @@
+"""Say that a canary went through, and remove the weights and the state that it leaves: they are as large as a run's.
+
+Example: python workflow_scripts/pass_canary.py --metrics results/runs/R/canary/eval/metrics.json \\
+           --output results/runs/R/canary/passed.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drifting_core.evaluation.canary import pass_canary
+from drifting_core.jobs import parser, run, start
+from drifting_core.leases import writer_lease
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--metrics", type=Path, required=True, help="metrics.json of the canary's evaluation")
+    made.add_argument("--output", type=Path, required=True, help="passed.json, in the canary's folder")
+    arguments = start(made, argv)
+
+    with writer_lease(arguments.output.parent):
+        pass_canary(arguments.metrics, arguments.output)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from drifting_core.artifacts import EncoderTrained, LatentVerification, hashes, publish_text
+from drifting_core.artifacts import EncoderTrained, LatentVerification, hashes
 from drifting_core.data.latents import LatentStore, Residency
 from drifting_core.devices import device
 from drifting_core.faults import Fault
 from drifting_core.jobs import StopRequest
 from drifting_core.models.exports import load_encoder, write_export
-from drifting_core.provenance import code_version, environment
+from drifting_core.provenance import code_version
 from drifting_core.training import generator as drifting
-from drifting_core.training import mae
-from drifting_core.training.loop import MetricsFile, train
+from drifting_core.training import mae, records
+from drifting_core.training.events import metrics_of
+from drifting_core.training.loop import train
+from drifting_core.training.run_page import write_page
 from drifting_core.training.state import StateFolder
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,8 @@ def train_encoder(
     stop: StopRequest,
 ) -> None:
     """Bring the latent-MAE to its last step; `output` then stands for its final state."""
-    encoder = parts["encoder"]
+    encoder, folder = parts["encoder"], output.parent
+    metrics = metrics_of(folder, encoder.tensorboard)
     on = device(encoder.resources.gpus, threads)
     store = _verified_store(latents, verification, parts["data"].latents.residency, on)
     source: mae.Source = mae.StoredLatents(store)
@@ -65,13 +69,19 @@ def train_encoder(
         store.require_contract(stored.contract.model_copy(update=seen), str(stored.path))
         source = mae.StoredLatents(stored)
     trainee = mae.MaskedTraining(encoder, store, source, on)
-    state = StateFolder(output.parent / "state", configuration)
-    _write_snapshot(output.parent)
+    state = StateFolder(folder / "state", configuration)
     steps = encoder.training.steps
-    train(
-        trainee, state, MetricsFile(output.parent / "metrics.jsonl"), until=steps, commit_every=encoder.commit_every,
-        log_every=encoder.log_every, stop=stop, label="latent-MAE",
+    page = functools.partial(
+        write_page, folder, "A latent-MAE, whose encoder gives the features of the drift.", {"encoder": encoder},
+        configuration=configuration, horizon=steps, made_from={"latents": latents}, contract=store.contract,
     )  # fmt: skip
+    records.write_surroundings(folder)
+    page()
+    train(
+        trainee, state, metrics, until=steps, commit_every=encoder.commit_every, log_every=encoder.log_every, stop=stop,
+        label="latent-MAE",
+    )  # fmt: skip
+    records.write_encoder_summary(folder, encoder, encoder.training, store, steps)
     EncoderTrained(
         configuration=configuration,
         code=code_version(),
@@ -79,6 +89,7 @@ def train_encoder(
         files=state.record(steps),
         step=steps,
     ).write(output)
+    page()
 
 
 def export_encoder(parts: Mapping[str, Any], *, configuration: str, trained: Path, latents: Path, output: Path) -> None:
@@ -113,17 +124,24 @@ def train_generator(
     stop: StopRequest,
 ) -> None:
     """Bring the generator to `until` steps and export its EMA weights."""
-    training = parts["training"]
+    training, run = parts["training"], output.parent.parent.parent
+    metrics = metrics_of(run, training.tensorboard)
     on = device(training.resources.gpus, threads)
     store = _verified_store(latents, verification, parts["data"].latents.residency, on)
     network, export = load_encoder(encoder)
     store.require_contract(export.latents, f"the encoder {encoder}")
     trainee = drifting.DriftTraining(parts["generator"], parts["objective"], training, store, network, on)
-    run = output.parent.parent.parent
-    _write_snapshot(run)
+    page = functools.partial(
+        write_page, run, "A one-step generator, trained by drifting (arXiv 2602.04770).",
+        {name: parts[name] for name in ("generator", "objective", "training")}, configuration=configuration,
+        horizon=training.steps, made_from={"latents": latents, "encoder": encoder}, contract=store.contract,
+    )  # fmt: skip
+    records.write_surroundings(run)
+    records.write_latent_summary(run, store)
+    page()
     train(
-        trainee, StateFolder(run / "state", configuration), MetricsFile(run / "metrics.jsonl"), until=until,
-        commit_every=training.commit_every, log_every=training.log_every, stop=stop, label="generator",
+        trainee, StateFolder(run / "state", configuration), metrics, until=until, commit_every=training.commit_every,
+        log_every=training.log_every, stop=stop, label="generator",
     )  # fmt: skip
     write_export(
         output,
@@ -136,6 +154,7 @@ def train_generator(
         configuration=configuration,
         inputs=hashes({"latents": latents, "verification": verification, "encoder": encoder}),
     )
+    page()
 
 
 def _verified_store(latents: Path, verification: Path, residency: Residency, on: torch.device) -> LatentStore:
@@ -148,8 +167,3 @@ def _verified_store(latents: Path, verification: Path, residency: Residency, on:
     for left in checked.not_looked_at:
         log.warning("%s: %s verification did not look at %s", verification, checked.scope, left)
     return LatentStore(latents, residency, on)
-
-
-def _write_snapshot(folder: Path) -> None:
-    """env_snapshot.json: where this training last ran, with which packages. No artifact refers to it."""
-    publish_text(folder / "env_snapshot.json", environment().model_dump_json(indent=1) + "\n")

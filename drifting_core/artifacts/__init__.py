@@ -34,6 +34,7 @@ from drifting_core.artifacts.evaluation import (
     ToyCheck,
     ToyExperiment,
     ToyRun,
+    TrainingCurve,
 )
 from drifting_core.artifacts.networks import (
     CodebaseFingerprint,
@@ -106,6 +107,7 @@ __all__ = [
     "ToyCheck",
     "ToyExperiment",
     "ToyRun",
+    "TrainingCurve",
     "check_file",
     "hashes",
     "publish",

@@ -20,6 +20,8 @@ from drifting_core.claims.sources import Sources
 from drifting_core.evaluation.contract import explain_name
 from drifting_core.published import reported
 
+TRAINING = "tables/training.json"  # what the training logged
+
 
 @dataclass(frozen=True)
 class Link:
@@ -213,11 +215,19 @@ def _selection(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:
         blocks += [
             Heading(3, "Over training"),
             metrics_table(sources, "curve"),
-            *_pictures(pictures, "curve.png", "steps.png"),
+            *_pictures(pictures, "curve.png", "progress.png"),
+            *_training_numbers(pictures),
+            *_pictures(pictures, "steps.png"),
         ]
     blocks += [Heading(3, "Last exports"), metrics_table(sources, "last_k")]
     blocks += [Heading(3, "Guidance strength"), metrics_table(sources, "alpha_sweep")]
     return blocks + _pictures(pictures, "alpha_sweep.png", "alpha_strip.png")
+
+
+def _training_numbers(pictures: Mapping[str, str]) -> list[Block]:
+    if "progress.png" not in pictures:
+        return []
+    return [Paragraph(["The loss itself is constant by design. What the training logged: ", Link(TRAINING, TRAINING), "."])]
 
 
 def _single_export(sources: Sources) -> list[Block]:

@@ -44,12 +44,12 @@ _FILES = {
 
 # What the numbers of metrics.jsonl mean; nested keys are joined by dots.
 _MEANINGS = {
-    "loss": "of the step",
+    "loss": "(1 - weight) x reconstruction + weight x classification",
     "gradient_norm": "global norm before the clip; in the first steps it is large",
-    "learning_rate": "of the step",
+    "learning_rate": "after a linear warm-up it is constant",
     "reconstruction": "mean squared error on masked patches: it should fall",
     "classification": "cross-entropy of the classifier; it counts while its weight is not 0",
-    "classifier_weight": "weight of that cross-entropy in the loss",
+    "classifier_weight": "that weight",
     "seconds": "since the line before",
     "time.seconds": "since the line before",
     "time.images_per_second": "training images",
@@ -97,7 +97,7 @@ def _standing(folder: Path, horizon: int) -> Iterable[str]:
     exported = sorted(int(path.parent.name.removeprefix("step_")) for path in folder.glob("exports/step_*/metadata.json"))
     last = last_metrics(folder)
     done = max([0, *exported, last["step"] if last else 0])
-    yield f"{done:,} of {horizon:,} steps, as far as a line or an export says so."
+    yield f"Steps logged or exported: {done:,} of {horizon:,}."
     if exported:
         links = ", ".join(f"[{step:,}](exports/step_{step}/metadata.json)" for step in exported)
         yield f"Milestones exported: {links}."
@@ -212,8 +212,8 @@ def _contracts(folder: Path, contract: LatentContract) -> Iterable[str]:
     for digest, (words, places) in found.items():
         first = f"[{places[0]}]({places[0]})"
         yield f"Evaluated under `{digest[:16]}`: {words}; {len(places)} evaluation(s), the first is {first}."
-    if not found:
-        yield "Not evaluated yet; each evaluation names its contract."
+    if not found and folder.parent.name == "runs":
+        yield "Not evaluated when this page was written; each metrics.json below eval/ names its contract."
 
 
 # --- the form -------------------------------------------------------------------------------------------------------

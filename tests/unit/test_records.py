@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -182,7 +183,7 @@ def test_the_page_says_what_stands_and_every_link_leads_somewhere(
     assert len(links) > 8
     assert all((run / link).exists() for link in links)
     lines = text.splitlines()
-    for above, below in zip(lines, lines[1:], strict=False):
+    for above, below in itertools.pairwise(lines):
         if above.startswith("|") and below.startswith("|"):
             assert above.count(" | ") == below.count(" | "), "a table's rows have equal cells"
 

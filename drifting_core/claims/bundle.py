@@ -49,7 +49,7 @@ def make_bundle(
     `typed`: the sections of the whole configuration. Raises Fault when artifacts are missing or do not fit together.
     """
     results = folder.parent.parent
-    sources = Sources([*given, *_environment(given)], results)
+    sources = Sources([*given, *_records(given)], results)
     values: dict[str, Any] = {"name": run.rsplit("-", 1)[0], "results": results.as_posix()}
     values |= {name: section.model_dump(mode="json") for name, section in typed.items()}
     (folder / DONE).unlink(missing_ok=True)
@@ -68,10 +68,10 @@ def make_bundle(
     marker(folder).write(folder / DONE)
 
 
-def _environment(given: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """The snapshot of packages and hardware that training left beside the run's configuration."""
-    beside = [path.parent / "env_snapshot.json" for role, path in given if role == "run"]
-    return [("environment", path) for path in beside if path.is_file()]
+def _records(given: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """What the training left for readers beside the run's configuration."""
+    beside = [path.parent / name for role, path in given if role == "run" for name in card.RECORDS]
+    return [("record", path) for path in beside if path.is_file()]
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> list[str]:

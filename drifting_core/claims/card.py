@@ -21,6 +21,12 @@ from drifting_core.evaluation.contract import explain_name
 from drifting_core.published import reported
 
 TRAINING = "tables/training.json"  # what the training logged
+RECORDS = {  # what a training leaves for readers, and what that is
+    "env_snapshot.json": "packages and hardware",
+    "env_fingerprint.json": "digest of the software environment",
+    "codebase_fingerprint.json": "digest of the code, by file",
+    "latent_summary.json": "the training latents in short",
+}
 
 
 @dataclass(frozen=True)
@@ -330,9 +336,9 @@ def _limits(sources: Sources) -> list[str]:
 
 
 def _check_and_repeat(sources: Sources, commands: str) -> list[Block]:
-    others = [s for s in sources.all if s.role == "environment"]
+    records = [source.place for source in sources.all if source.role == "record"]
     seen: list[Inline] = [[Link("configuration.json", "configuration.json"), ": every resolved value of the configuration."]]
-    seen += [[Link(source.place, source.place), ": packages and hardware."] for source in others]
+    seen += [[Link(place, place), f": {RECORDS[place.rsplit('/', 1)[-1]]}."] for place in records]
     seen.append([Link("manifest.json", "manifest.json"), ": SHA-256 of every file of this bundle."])
     return [Heading(2, "Check and repeat"), Bullets(seen), Code(commands)]
 

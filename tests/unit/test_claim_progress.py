@@ -40,7 +40,9 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_bundle_shows_the_training_and_holds_its_numbers(tmp_path: Path, demo_values: dict[str, Any]) -> None:
     results = tmp_path / "results"
     run = results / "runs" / RUN
-    folder = bundle(results, [*write_claim(results), write_training(run)], demo_values)
+    given = [*write_claim(results), write_training(run)]
+    (run / "env_fingerprint.json").write_text('{"digest": "0"}')
+    folder = bundle(results, given, demo_values)
     listed = verify_bundle(folder).files
     assert {"figures/progress.png", "figures/steps.png", "tables/training.json"} <= listed.keys()
     assert "figures/curve.png" not in listed
@@ -54,6 +56,9 @@ def test_the_bundle_shows_the_training_and_holds_its_numbers(tmp_path: Path, dem
         assert "what means progress: FD (lower is better)" in text
         assert "the loss, constant by construction" in text
         assert "tables/training.json" in text
+    record = f"artifacts/runs/{RUN}/env_fingerprint.json"
+    assert record in listed
+    assert f"[{record}]({record}): digest of the software environment." in (folder / "CLAIM.md").read_text()
 
 
 def test_a_training_that_goes_on_changes_no_byte_of_the_bundle(tmp_path: Path, demo_values: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from drifting_core.faults import CALL_AGAIN
+
 STEPS = 5
 
 # A job as a script of workflow_scripts is one; lines are due at once.
@@ -20,12 +22,17 @@ import logging
 import sys
 import time
 from drifting_core import jobs
+from drifting_core.faults import Stopped
 
 def main(argv):
-    jobs.start(jobs.parser("a job"), argv)
+    made = jobs.parser("a job")
+    made.add_argument("--stop-at", type=int)
+    arguments = jobs.start(made, argv)
     progress = jobs.Progress("generator", {STEPS}, done=1)
     for step in range(1, {STEPS}):
         time.sleep(0.05)
+        if step == arguments.stop_at:
+            raise Stopped("a test asked")
         if step == 3:
             logging.getLogger("drifting_core.training").warning("something was odd")
         progress.advance(note=f"loss {{step}}")
@@ -36,7 +43,7 @@ raise SystemExit(jobs.run(main, sys.argv[1:]))
 LAST = rf"generator: {STEPS} of {STEPS} steps, [0-9.]+ a second, in 0:00, loss {STEPS - 1}"
 
 
-def on_terminal(*arguments: str) -> str:
+def on_terminal(*arguments: str, ends: int = 0) -> str:
     """What the job writes to a terminal of 100 columns."""
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (24, 100))
@@ -49,7 +56,7 @@ def on_terminal(*arguments: str) -> str:
         except OSError:  # Linux says EIO when the other end is closed
             pass
         os.close(ours)
-    assert process.returncode == 0, written
+    assert process.returncode == ends, written
     return written.decode()
 
 
@@ -72,6 +79,11 @@ def test_alone_on_a_terminal_a_bar_with_the_time_left_stands_below_whole_lines()
     assert lines[0] == "something was odd"
     assert re.fullmatch(LAST, lines[1])
     assert len(lines) == 2, "the bar is gone when the job is done"
+
+
+def test_a_job_that_stops_leaves_its_message_and_no_bar() -> None:
+    lines = shown(on_terminal("--stop-at", "2", ends=CALL_AGAIN))
+    assert lines == ["stopped: a test asked; the same command continues"]
 
 
 def test_a_job_with_a_log_file_writes_lines_on_a_shared_terminal(tmp_path: Path) -> None:

@@ -43,14 +43,14 @@ def codebase() -> CodebaseFingerprint:
     checkout = (ROOT / ".git").exists()
     patterns = _SOURCES if (ROOT / "Snakefile").is_file() else _SOURCES[:1]  # an installed package lies among others
     found = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
-    sources = sorted(path for path in found if path.suffix != ".pyc")
-    files = {path.relative_to(ROOT).as_posix(): sha256_file(path) for path in sources}
+    files = sorted(path for path in found if path.suffix != ".pyc")
+    sources = {path.relative_to(ROOT).as_posix(): sha256_file(path) for path in files}
     return CodebaseFingerprint(
-        digest=digest(files),
+        digest=digest(sources),
         version=__version__,
         commit=_git("rev-parse", "HEAD") or None if checkout else None,
         changes=bool(_git("status", "--porcelain", "--untracked-files=no")) if checkout else None,
-        files=files,
+        sources=sources,
     )
 
 

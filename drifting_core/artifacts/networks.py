@@ -134,11 +134,11 @@ class EnvironmentFingerprint(Record):
 class CodebaseFingerprint(Record):
     """codebase_fingerprint.json: the code that a training last ran with."""
 
-    digest: Sha256  # of `files`
+    digest: Sha256  # of `sources`
     version: str
     commit: str | None  # none outside a git checkout
     changes: bool | None  # whether tracked files differ from the commit
-    files: dict[str, Sha256]
+    sources: dict[str, Sha256]  # by path
 
 
 class LatentSummary(Record):

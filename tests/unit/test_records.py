@@ -79,8 +79,8 @@ def test_a_changed_byte_of_the_code_is_another_codebase(root: Path, tmp_path: Pa
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     copied = provenance.codebase()
     assert (copied.commit, copied.changes) == (None, None), "works without git"
-    assert {"Snakefile", "rules/common.smk", "drifting_core/jobs.py", "workflow_scripts/plan.py"} <= copied.files.keys()
-    assert not any("__pycache__" in name for name in copied.files)
+    assert {"Snakefile", "rules/common.smk", "drifting_core/jobs.py", "workflow_scripts/plan.py"} <= copied.sources.keys()
+    assert not any("__pycache__" in name for name in copied.sources)
     (tmp_path / "drifting_core/__pycache__").mkdir()
     (tmp_path / "drifting_core/__pycache__/jobs.cpython-311.pyc").write_bytes(b"compiled")
     assert provenance.codebase() == copied
@@ -88,9 +88,9 @@ def test_a_changed_byte_of_the_code_is_another_codebase(root: Path, tmp_path: Pa
     rule.write_text(rule.read_text() + "#")
     changed = provenance.codebase()
     assert changed.digest != copied.digest
-    assert [name for name in copied.files if copied.files[name] != changed.files[name]] == ["rules/common.smk"]
+    assert [name for name in copied.sources if copied.sources[name] != changed.sources[name]] == ["rules/common.smk"]
     (tmp_path / "Snakefile").unlink()
-    assert all(name.startswith("drifting_core/") for name in provenance.codebase().files), "an installed package"
+    assert all(name.startswith("drifting_core/") for name in provenance.codebase().sources), "an installed package"
 
 
 def test_a_git_checkout_names_its_commit(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tqdm import tqdm
+
 from drifting_core.faults import CALL_AGAIN, Fault, Stopped
 
 log = logging.getLogger("drifting")
@@ -28,6 +30,7 @@ log = logging.getLogger("drifting")
 RANK = "DRIFTING_RANK"  # number of a process that devices.py started as one of several on this machine
 SIZE = "DRIFTING_SIZE"  # how many they are
 SRUN = "DRIFTING_SRUN"  # set for the tasks of a SLURM step that devices.py started
+_LINE_SECONDS = 30.0  # between lines of a batch log that say how far a job is
 
 
 def parser(description: str | None, *, example: str = "") -> argparse.ArgumentParser:
@@ -47,7 +50,7 @@ def start(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
     """
     arguments = made.parse_args(argv)
     rank = _rank()
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [_AboveTheBar(sys.stderr)]
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(arguments.log, mode="w" if rank is None else "a"))
@@ -71,6 +74,18 @@ def _rank() -> int | None:
     return int(os.environ[RANK]) if RANK in os.environ else int(os.environ["SLURM_PROCID"]) if SRUN in os.environ else None
 
 
+class _AboveTheBar(logging.StreamHandler):
+    """Lines on a terminal where a progress bar may stand: it is taken away for a line and put back below."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(self.stream):
+            super().emit(record)
+
+
+def _has_log_file() -> bool:
+    return any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger().handlers)
+
+
 def json_argument(text: str) -> Any:
     """A JSON value on the command line, as the rules pass their params."""
     try:
@@ -84,7 +99,7 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     began = time.monotonic()
     try:
         main(argv)
-        if any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger().handlers):
+        if _has_log_file():
             log.info("done in %s, peak memory %.0f MB", duration(time.monotonic() - began), peak_megabytes())
     except Stopped as stopped:
         log.warning("stopped: %s; the same command continues", stopped)
@@ -157,26 +172,43 @@ def _slurm_seconds(text: str) -> float | None:
 
 
 class Progress:
-    """Says how far a long job is: every 2 s on a terminal, every 30 s in a batch log."""
+    """Says how far a long job is, and in its last line how long the whole took.
+
+    A job that has the terminal to itself shows a bar with the time left. All others write a line every 30 s: in a batch
+    log, and where Snakemake started them, since such jobs share its terminal. These have a log file (--log).
+    """
 
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "steps") -> None:
         self.label, self.total, self.unit = label, total, unit
         self._first = self._done = done
         self._began = self._said = time.monotonic()
-        self._interval = 2.0 if sys.stderr.isatty() else 30.0
+        self._bar: tqdm | None = None
+        if sys.stderr.isatty() and not _has_log_file() and done < total:
+            self._bar = tqdm(
+                desc=label, total=total, initial=done, unit=f" {unit}", file=sys.stderr, leave=False, dynamic_ncols=True,
+                mininterval=0.2, miniters=1,
+            )  # fmt: skip
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        self._done += count
+        before, self._done = self._done, self._done + count
         now = time.monotonic()
-        if now - self._said < self._interval and self._done < self.total:
-            return
-        self._said = now
-        rate = (self._done - self._first) / max(now - self._began, 1e-9)
-        left = (self.total - self._done) / rate
-        log.info(
-            "%s: %d of %d %s, %.3g a second, %s left%s",
-            self.label, self._done, self.total, self.unit, rate, duration(left), f", {note}" if note else "",
-        )  # fmt: skip
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif self._done < self.total and now - self._said >= _LINE_SECONDS:
+            self._said = now
+            rate = self._rate(now)
+            self._say(f"{rate:.3g} a second, {duration((self.total - self._done) / rate)} left", note)
+        if before < self.total <= self._done:
+            if self._bar is not None:
+                self._bar.close()
+            self._say(f"{self._rate(now):.3g} a second, in {duration(now - self._began)}", note)
+
+    def _rate(self, now: float) -> float:
+        return (self._done - self._first) / max(now - self._began, 1e-9)
+
+    def _say(self, how: str, note: str) -> None:
+        log.info("%s: %d of %d %s, %s%s", self.label, self._done, self.total, self.unit, how, f", {note}" if note else "")
 
 
 def duration(seconds: float) -> str:

@@ -12,10 +12,12 @@ from importlib import metadata
 from pathlib import Path
 
 from drifting_core import __version__
-from drifting_core.artifacts import EnvironmentSnapshot
+from drifting_core.artifacts import CodebaseFingerprint, EnvironmentSnapshot, sha256_file
+from drifting_core.identity import digest
 
 PACKAGES = ("torch", "diffusers", "h5py", "numpy", "scipy", "pydantic", "safetensors", "snakemake", "pillow")
 ROOT = Path(__file__).resolve().parent.parent
+_SOURCES = ("drifting_core/**/*", "workflow_scripts/*.py", "rules/*.smk", "Snakefile")
 
 
 @functools.cache
@@ -36,8 +38,24 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def codebase() -> CodebaseFingerprint:
+    """Version, commit and content of the code, of this folder as it is now."""
+    checkout = (ROOT / ".git").exists()
+    patterns = _SOURCES if (ROOT / "Snakefile").is_file() else _SOURCES[:1]  # an installed package lies among others
+    found = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}
+    files = sorted(path for path in found if path.suffix != ".pyc")
+    sources = {path.relative_to(ROOT).as_posix(): sha256_file(path) for path in files}
+    return CodebaseFingerprint(
+        digest=digest(sources),
+        version=__version__,
+        commit=_git("rev-parse", "HEAD") or None if checkout else None,
+        changes=bool(_git("status", "--porcelain", "--untracked-files=no")) if checkout else None,
+        sources=sources,
+    )
+
+
 def environment() -> EnvironmentSnapshot:
-    """Python, packages and hardware of this process."""
+    """Python, packages and hardware of this process; of GPUs, who imports torch knows more (training/records.py)."""
     return EnvironmentSnapshot(
         python=sys.version.split()[0],
         platform=platform.platform(),

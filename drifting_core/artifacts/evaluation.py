@@ -145,6 +145,17 @@ class SeedsTable(Artifact):
     spread: dict[str, Spread]
 
 
+class TrainingCurve(Artifact):
+    """What the training of a generator logged, for the figure of its progress.
+
+    Each row has `step`, `loss` and `force_norm` by temperature, the mean over the feature groups. `inputs` holds the hash of
+    the lines of metrics.jsonl that were read: those up to the last milestone evaluated, since a training may be going on.
+    """
+
+    kind: Literal["training_curve"] = "training_curve"
+    rows: list[dict[str, Any]]
+
+
 class Choice(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from drifting_core.artifacts.data import LatentContract
-from drifting_core.artifacts.publishing import Artifact, Sha256
+from drifting_core.artifacts.publishing import Artifact, Sha256, publish_text
 
 
 class FeatureNetwork(Artifact):
@@ -142,14 +143,75 @@ class RunRecord(Artifact):
     values: dict[str, Any]
 
 
-class EnvironmentSnapshot(BaseModel):
-    """env_snapshot.json: where a training last ran and with what; beside the artifacts, none of them refers to it."""
+# --- records of a training: beside the artifacts, none of them refers to one -----------------------------------------
+
+
+class Record(BaseModel):
+    """A JSON that a training leaves in its folder for readers."""
 
     model_config = ConfigDict(extra="forbid")
+
+    def write(self, path: Path) -> None:
+        publish_text(path, self.model_dump_json(indent=1) + "\n")
+
+
+class EnvironmentSnapshot(Record):
+    """env_snapshot.json: where a training last ran and with what."""
 
     python: str
     platform: str
     host: str
     cpus: int | None
     slurm_job: str | None
+    cuda: str | None = None  # what torch was built for
+    driver: str | None = None  # of the GPUs
+    gpus: list[str] = Field(default_factory=list)  # those that the job was given
     packages: dict[str, str | None]
+
+
+class EnvironmentFingerprint(Record):
+    """env_fingerprint.json: software that a training last ran with; two machines of equal software have one digest."""
+
+    digest: Sha256  # of all that follows
+    python: str
+    platform: str  # operating system, architecture and C library; no kernel and no host
+    torch: dict[str, str | None]  # version, commit, CUDA and cuDNN of the build
+    packages: dict[str, str]  # everything that is installed but this project
+
+
+class CodebaseFingerprint(Record):
+    """codebase_fingerprint.json: the code that a training last ran with."""
+
+    digest: Sha256  # of `sources`
+    version: str
+    commit: str | None  # none outside a git checkout
+    changes: bool | None  # whether tracked files differ from the commit
+    sources: dict[str, Sha256]  # by path
+
+
+class LatentSummary(Record):
+    """latent_summary.json: the latents that a generator is trained on."""
+
+    manifest_sha256: Sha256
+    rows: int
+    classes: int
+    shape: list[int]
+    dtype: str
+    contract: LatentContract
+    subset_rows: int  # evenly spread; of their unmirrored latents are the moments
+    channel_mean: list[float]
+    channel_std: list[float]
+
+
+class EncoderSummary(Record):
+    """mae_summary.json: a trained latent-MAE in short."""
+
+    step: int
+    architecture: dict[str, Any]
+    parameters: dict[str, int]  # by part
+    recipe: dict[str, Any]
+    masking: dict[str, float]
+    augmentation: dict[str, Any]
+    last_metrics: dict[str, Any] | None  # last line of metrics.jsonl, without times
+    manifest_sha256: Sha256
+    contract: LatentContract

@@ -7,7 +7,9 @@ manifest) last, so a bundle without the last is no bundle.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,18 @@ from drifting_core.artifacts import (
     Metrics,
     MetricsTable,
     Neighbours,
+    ProvenanceNode,
+    TrainingCurve,
     publish,
     records,
 )
-from drifting_core.claims import card, figures
+from drifting_core.claims import card, figures, progress
 from drifting_core.claims.sources import Source, Sources
 from drifting_core.claims.verifying import DONE, MANIFEST, files_of, marker
-from drifting_core.evaluation.grid import GRID, grid_samples
 from drifting_core.identity import Section
 from drifting_core.provenance import code_version
+
+log = logging.getLogger(__name__)
 
 _PAIRS = "pairs.png"
 
@@ -44,7 +49,7 @@ def make_bundle(
     `typed`: the sections of the whole configuration. Raises Fault when artifacts are missing or do not fit together.
     """
     results = folder.parent.parent
-    sources = Sources([*given, *_environment(given)], results)
+    sources = Sources([*given, *_records(given)], results)
     values: dict[str, Any] = {"name": run.rsplit("-", 1)[0], "results": results.as_posix()}
     values |= {name: section.model_dump(mode="json") for name, section in typed.items()}
     (folder / DONE).unlink(missing_ok=True)
@@ -63,10 +68,10 @@ def make_bundle(
     marker(folder).write(folder / DONE)
 
 
-def _environment(given: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    """The snapshot of packages and hardware that training left beside the run's configuration."""
-    beside = [path.parent / "env_snapshot.json" for role, path in given if role == "run"]
-    return [("environment", path) for path in beside if path.is_file()]
+def _records(given: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    """What the training left for readers beside the run's configuration."""
+    beside = [path.parent / name for role, path in given if role == "run" for name in card.RECORDS]
+    return [("record", path) for path in beside if path.is_file()]
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> list[str]:
@@ -79,15 +84,44 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> list[str]:
 def _contents(sources: Sources, values: Mapping[str, Any], run: str) -> dict[str, bytes]:
     """Every file of the bundle but the last two, by its place."""
     contents = {source.place: source.path.read_bytes() for source in sources.all}
-    pictures, captions = _pictures(sources, values)
+    training, nodes = _training(sources), sources.graph()
+    if training is not None:
+        contents[card.TRAINING] = _json(training.model_dump(mode="json"))
+        nodes.append(_training_node(training, contents[card.TRAINING]))
+    pictures, captions = _pictures(sources, training)
     contents |= {f"figures/{name}": picture for name, picture in pictures.items()}
     contents["configuration.json"] = _json(values)
-    contents["provenance.json"] = _json([node.model_dump() for node in sources.graph()])
+    contents["provenance.json"] = _json([node.model_dump() for node in nodes])
     blocks = card.claim_content(sources, values, run, _commands(values["results"], run), captions)
     contents["CLAIM.md"] = card.markdown(blocks).encode()
     report = card.report(blocks, f"Claim of {run}", lambda place: base64.b64encode(contents[place]).decode())
     contents["report.html"] = report.encode()
     return contents
+
+
+def _training(sources: Sources) -> TrainingCurve | None:
+    """What the training logged, from beside the run's configuration, up to the last evaluation of the curve.
+
+    metrics.jsonl is no input of the job: it grows while later slices train, which must not make a bundle again.
+    """
+    runs = [source.path.parent for source in sources.all if source.role == "run"]
+    if "curve" not in sources.tables or not runs:
+        return None
+    if not (runs[0] / progress.METRICS).is_file():
+        log.warning("%s: missing, so the bundle shows evaluations only", runs[0] / progress.METRICS)
+        return None
+    return progress.read_training(runs[0], sources.tables["curve"].rows[-1]["step"])
+
+
+def _training_node(training: TrainingCurve, content: bytes) -> ProvenanceNode:
+    return ProvenanceNode(
+        artifact=card.TRAINING,
+        kind=training.kind,
+        sha256=hashlib.sha256(content).hexdigest(),
+        configuration=training.configuration,
+        code=training.code,
+        made_from={role: f"sha256:{digest}" for role, digest in training.inputs.items()},
+    )
 
 
 def _json(value: Any) -> bytes:
@@ -107,25 +141,26 @@ def _commands(results: str, run: str) -> str:
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def _pictures(sources: Sources, values: Mapping[str, Any]) -> tuple[dict[str, bytes], dict[str, str]]:
+def _pictures(sources: Sources, training: TrainingCurve | None) -> tuple[dict[str, bytes], dict[str, str]]:
     """PNG and caption of every figure that the artifacts allow, by file name."""
     tables = sources.tables
     distance = tables["claim"].distance_name
     made: dict[str, tuple[bytes, str]] = {"claim_grid.png": _claim_grid(sources)}
     if "curve" in tables:
-        strip = _strip(sources, tables["curve"], "step")
-        made["curve.png"] = (
-            figures.curve(tables["curve"]),
-            f"{distance} with its standard error, and diversity within classes, over training (step 0: untrained).",
-        )
-        made["steps.png"] = (strip, "Equal noise and labels over training: one sample of each class, a row per export.")
+        curve = tables["curve"]
+        if training is None:
+            words = f"{distance} with its standard error, and diversity within classes, over training (step 0: untrained)."
+            made["curve.png"] = (figures.curve(curve), words)
+        else:
+            made["progress.png"] = (figures.progress(curve, training), progress.caption(curve))
+        made["steps.png"] = (_over_steps(sources, curve), "Equal noise over training steps: one sample of each class.")
     sweep = tables["alpha_sweep"]
     made["alpha_sweep.png"] = (
         figures.sweep(sweep),
         f"{distance} and diversity of step {sweep.rows[0]['step']} by guidance strength.",
     )
     made["alpha_strip.png"] = (
-        _strip(sources, sweep, "alpha"),
+        _over_alpha(sources, sweep),
         f"Equal noise and labels under each guidance strength, step {sweep.rows[0]['step']}.",
     )
     made["neighbour_pairs.png"] = _neighbour_pairs(sources)
@@ -135,10 +170,8 @@ def _pictures(sources: Sources, values: Mapping[str, Any]) -> tuple[dict[str, by
 def _grid(sources: Sources, row: Mapping[str, Any]) -> figures.Pixels:
     """The grid beside the metrics of a row, checked against their record."""
     source = sources.of_row(row)
-    metrics = source.content
-    assert isinstance(metrics, Metrics)
-    metrics.verify(source.path.parent)
-    return figures.read_picture(source.path.parent / GRID)
+    assert isinstance(source.content, Metrics)
+    return progress.read_grid(source.content, source.path.parent)
 
 
 def _claim_grid(sources: Sources) -> tuple[bytes, str]:
@@ -150,19 +183,25 @@ def _claim_grid(sources: Sources) -> tuple[bytes, str]:
 
 
 def _class_names(sources: Sources, table: MetricsTable) -> list[str]:
-    """The first word of the name of each class that a grid has a row of."""
-    names = sources.one("index", Index).names
-    shown = grid_samples(len(names), table.contract.samples)
-    return [names[row[0] % len(names)].split(",")[0] for row in shown]
+    return progress.class_names(sources.one("index", Index), table.contract.samples)
 
 
-def _strip(sources: Sources, table: MetricsTable, column: str) -> bytes:
-    """The first sample of each class, a row for every value of `column` (one seed, so equal noise)."""
+def _of_one_seed(table: MetricsTable) -> list[dict[str, Any]]:
+    """The rows of the first selection seed: equal seeds are equal noise, whatever step and guidance."""
     seed = min(row["seed"] for row in table.rows)
-    rows = sorted((row for row in table.rows if row["seed"] == seed), key=lambda row: row[column])
-    count = len(_class_names(sources, table))
+    return [row for row in table.rows if row["seed"] == seed]
+
+
+def _over_steps(sources: Sources, table: MetricsTable) -> bytes:
+    grids = {row["step"]: _grid(sources, row) for row in _of_one_seed(table)}
+    return figures.over_steps(grids, _class_names(sources, table))
+
+
+def _over_alpha(sources: Sources, table: MetricsTable) -> bytes:
+    """The first sample of each class, a row for each guidance strength."""
+    rows, count = _of_one_seed(table), len(_class_names(sources, table))
     picture = figures.stacked([figures.first_column(_grid(sources, row), count) for row in rows])
-    return figures.labelled_rows(picture, [f"{column} {row[column]:g}" for row in rows])
+    return figures.labelled_rows(picture, [f"alpha {row['alpha']:g}" for row in rows])
 
 
 def _neighbour_pairs(sources: Sources) -> tuple[bytes, str]:

@@ -20,6 +20,14 @@ from drifting_core.claims.sources import Sources
 from drifting_core.evaluation.contract import explain_name
 from drifting_core.published import reported
 
+TRAINING = "tables/training.json"  # what the training logged
+RECORDS = {  # what a training leaves for readers, and what that is
+    "env_snapshot.json": "packages and hardware",
+    "env_fingerprint.json": "digest of the software environment",
+    "codebase_fingerprint.json": "digest of the code, by file",
+    "latent_summary.json": "the training latents in short",
+}
+
 
 @dataclass(frozen=True)
 class Link:
@@ -213,11 +221,19 @@ def _selection(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:
         blocks += [
             Heading(3, "Over training"),
             metrics_table(sources, "curve"),
-            *_pictures(pictures, "curve.png", "steps.png"),
+            *_pictures(pictures, "curve.png", "progress.png"),
+            *_training_numbers(pictures),
+            *_pictures(pictures, "steps.png"),
         ]
     blocks += [Heading(3, "Last exports"), metrics_table(sources, "last_k")]
     blocks += [Heading(3, "Guidance strength"), metrics_table(sources, "alpha_sweep")]
     return blocks + _pictures(pictures, "alpha_sweep.png", "alpha_strip.png")
+
+
+def _training_numbers(pictures: Mapping[str, str]) -> list[Block]:
+    if "progress.png" not in pictures:
+        return []
+    return [Paragraph(["The loss itself is constant by design. What the training logged: ", Link(TRAINING, TRAINING), "."])]
 
 
 def _single_export(sources: Sources) -> list[Block]:
@@ -320,9 +336,9 @@ def _limits(sources: Sources) -> list[str]:
 
 
 def _check_and_repeat(sources: Sources, commands: str) -> list[Block]:
-    others = [s for s in sources.all if s.role == "environment"]
+    records = [source.place for source in sources.all if source.role == "record"]
     seen: list[Inline] = [[Link("configuration.json", "configuration.json"), ": every resolved value of the configuration."]]
-    seen += [[Link(source.place, source.place), ": packages and hardware."] for source in others]
+    seen += [[Link(place, place), f": {RECORDS[place.rsplit('/', 1)[-1]]}."] for place in records]
     seen.append([Link("manifest.json", "manifest.json"), ": SHA-256 of every file of this bundle."])
     return [Heading(2, "Check and repeat"), Bullets(seen), Code(commands)]
 

@@ -206,10 +206,13 @@ def _section_type(model: type[Section], name: str) -> type[Section]:
 
 
 def load(values: Mapping[str, Any], origin: str = "configuration") -> Configuration:
-    """Check `values` (a parsed preset with its overrides).
+    """Check `values`: a parsed preset with its overrides, or a run's config.json.
 
     Raises Fault with every problem in one message: the dotted key, what was found, what was expected.
     """
+    if values.get("kind") == "run":  # overrides stand beside what the file records
+        overrides = {name: values[name] for name in Configuration.model_fields if name in values}
+        values = merge(values["values"], overrides)
     try:
         return Configuration.model_validate(values)
     except ValidationError as error:

@@ -157,7 +157,7 @@ class Clock:
 
 
 class Sink(Protocol):
-    """Where lines of metrics go: metrics.jsonl, TensorBoard, or nowhere (ranks but the first)."""
+    """Where lines of metrics go."""
 
     def truncate(self, step: int) -> None:
         """Forget what was appended after `step`."""
@@ -166,19 +166,14 @@ class Sink(Protocol):
         """Add the line of one step."""
 
 
-class Sinks:
-    """Several of them; none for the ranks that keep silent."""
-
-    def __init__(self, *sinks: Sink) -> None:
-        self.sinks = sinks
+class NoMetrics:
+    """Nowhere: of all ranks but the first."""
 
     def truncate(self, step: int) -> None:
-        for sink in self.sinks:
-            sink.truncate(step)
+        """Nothing to forget."""
 
     def append(self, values: dict[str, Any]) -> None:
-        for sink in self.sinks:
-            sink.append(values)
+        """Not said twice."""
 
 
 class MetricsFile:

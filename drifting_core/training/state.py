@@ -37,10 +37,24 @@ KEPT = 2
 
 
 class StateFolder:
-    """The states of one training, all made under the same configuration."""
+    """The states of one training, all made under the same configuration and, by their hashes, from the same `inputs`."""
 
-    def __init__(self, folder: Path, configuration: str, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        configuration: str,
+        ranks: Ranks = ALONE,
+        *,
+        inputs: Mapping[str, str] | None = None,
+        exports: Path | None = None,
+    ) -> None:
+        """`inputs`: what the training began from and the configuration does not decide: the weights of a warm start.
+
+        `exports`: its folder of `step_N/metadata.json`, if it leaves milestones there. With one of them and no state, the
+        training has lost its state, and is not one that may begin.
+        """
         self.folder, self.configuration, self.ranks = folder, configuration, ranks
+        self.inputs, self.exports = dict(inputs or {}), exports
         self.seconds = 0.0  # that the last state took to disk
         self._held: dict[str, Tensor] = {}  # host copies; made once, filled by every commit
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="state")
@@ -133,8 +147,9 @@ class StateFolder:
         )
 
     def _publish(self, step: int, scratch: Path, files: dict[str, FileRecord]) -> None:
-        marker = StateMarker(configuration=self.configuration, code=code_version(), files=files, step=step)
-        marker.write(scratch / MARKER)
+        StateMarker(configuration=self.configuration, code=code_version(), inputs=self.inputs, files=files, step=step).write(
+            scratch / MARKER
+        )
         os.replace(scratch, self._path(step))
         sync_folder(self.folder)
         for old in self._steps()[:-KEPT]:
@@ -145,8 +160,9 @@ class StateFolder:
     def resume(self, until: int) -> tuple[int, Stored] | None:
         """The newest whole state of at most `until` steps, or None to begin. A damaged one is put aside, loudly.
 
-        Raises Fault for the state of another configuration, and when the training is already past `until`: an earlier step
-        cannot be made again from a later one. The first rank looks, all get its answer.
+        Raises Fault for the state of another configuration or of another beginning, when the training is already past
+        `until` (an earlier step cannot be made again from a later one), and when there are exports but no state to
+        continue from. The first rank looks, all get its answer.
         """
         found: int | Fault | None = None
         if self.ranks.rank == 0:
@@ -174,11 +190,23 @@ class StateFolder:
                     f"{self._path(step)}: made under configuration {marker.configuration[:8]}, this one is "
                     f"{self.configuration[:8]}; move the folder away to train from the beginning"
                 )
+            if marker.inputs != self.inputs:
+                raise Fault(
+                    f"{self._path(step)}: began from {marker.inputs or 'the seed'}, this training begins from "
+                    f"{self.inputs or 'the seed'}; move the folder away to train from the beginning"
+                )
             return step
         if steps and min(steps) > until:
             raise Fault(
-                f"{self.folder}: holds steps {steps}, so step {until} cannot be made again; restore its export, or "
-                "remove the folder to train from the beginning"
+                f"{self.folder}: the training is past step {until} (states: {steps}), so step {until} cannot be made again; "
+                f"nothing was changed. Restore the export of step {until} from a copy, go on without it, or move "
+                f"{self.folder.parent} away to train from the beginning"
+            )
+        if exported := [step for step in self._exported() if step != until]:
+            raise Fault(
+                f"{self.folder}: no whole state is left, but {self.exports} holds steps {exported}, which training from the "
+                f"beginning would write over; nothing was changed. Restore the state from a copy, ask for no step beyond "
+                f"{exported[-1]} (training.steps), or move {self.folder.parent} away to train from the beginning"
             )
         return None
 
@@ -193,6 +221,10 @@ class StateFolder:
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("step_*"))
+
+    def _exported(self) -> list[int]:
+        files = self.exports.glob("step_*/metadata.json") if self.exports else ()
+        return sorted(int(path.parent.name.removeprefix("step_")) for path in files)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -63,6 +65,20 @@ def write_claim(results: Path, **changes) -> list[tuple[str, Path]]:
     )  # fmt: skip
     given.append(("recommendation", run / "recommendation.json"))
     return given + _neighbours(run) + _stages(results)
+
+
+def write_training(run: Path, steps: range = range(0, 1001, 100)) -> tuple[str, Path]:
+    """What a training leaves beside its exports: config.json and metrics.jsonl; (role, path) of the former."""
+    artifacts.RunRecord(**MADE, values={}).write(run / "config.json")
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(training_line(max(1, step)))}\n" for step in steps))
+    return "run", run / "config.json"
+
+
+def training_line(step: int) -> dict[str, Any]:
+    """A line of metrics.jsonl; the mean force norm at 0.2 is the step."""
+    groups = {name: {"scale": 1.0, "force_norm": {"0.2": factor * step, "0.05": 0.1}} for name, factor in
+              (("global", 0.5), ("conv1", 1.5))}  # fmt: skip
+    return {"step": step, "loss": 500.0, "features": groups, "time": {"seconds": 1.0, "utilisation": None}}
 
 
 def _neighbours(run: Path) -> list[tuple[str, Path]]:

@@ -69,8 +69,8 @@ def test_parts_that_do_not_fit_are_refused(demo_values: dict[str, Any], change: 
 
 def test_operations_rename_nothing_and_identity_renames_what_is_below(demo_values: dict[str, Any]) -> None:
     before = keys(demo_values)
-    for section in ("training", "encoder"):
-        demo_values[section]["resources"] = {"threads": 7, "gpus": 2}
+    for section, gpus in (("training", 5), ("encoder", 2)):
+        demo_values[section]["resources"] = {"threads": 7, "gpus": gpus}
         demo_values[section]["log_every"] = 3
     demo_values["training"].update(steps=2000, commit_every=9, micro_batches=5)
     demo_values["data"]["archives"]["train"] = "elsewhere.tar"

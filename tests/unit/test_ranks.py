@@ -20,7 +20,7 @@ from torch import Tensor
 from drifting_core import config as settings
 from drifting_core.data.latents import LatentStore
 from drifting_core.models.mae import LatentEncoder
-from drifting_core.training.loop import MetricsFile, Sinks, train
+from drifting_core.training.loop import MetricsFile, NoMetrics, Sink, train
 from drifting_core.training.mae import MaskedTraining, StoredLatents, encoder_architecture, encoder_weights
 from drifting_core.training.parallel import ALONE, Ranks
 from drifting_core.training.state import StateFolder, Stored
@@ -66,7 +66,7 @@ def run(case: Case, configuration: Mapping[str, Any], folder: Path, ranks: Ranks
         else:
             encoder = small.encoder.model_copy(update={"micro_batches": case.micro_batches, "parallel": case.parallel})
             trainee = MaskedTraining(encoder, store, StoredLatents(store), CPU, ranks)
-    sinks = Sinks() if ranks.rank else Sinks(MetricsFile(folder / case.folder / "metrics.jsonl"))
+    sinks: Sink = NoMetrics() if ranks.rank else MetricsFile(folder / case.folder / "metrics.jsonl")
     train(
         trainee, StateFolder(folder / case.folder / "state", "c", ranks), sinks, until=until, commit_every=2,
         log_every=1, stop=NEVER, label="test", ranks=ranks,

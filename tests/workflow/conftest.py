@@ -19,8 +19,19 @@ import psutil
 import pytest
 import yaml
 
+from drifting_core import artifacts
+
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "results/claim_bundle.done"
+
+# What a training leaves for readers: written by each of its jobs, no output of any.
+RECORDS = {
+    "env_snapshot.json": artifacts.EnvironmentSnapshot,
+    "env_fingerprint.json": artifacts.EnvironmentFingerprint,
+    "codebase_fingerprint.json": artifacts.CodebaseFingerprint,
+    "latent_summary.json": artifacts.LatentSummary,
+    "mae_summary.json": artifacts.EncoderSummary,
+}
 
 
 @dataclass
@@ -84,7 +95,7 @@ class Site:
         ]
         incomplete = {self.folder / base64.urlsafe_b64decode(name).decode() for name in names}
         outputs = [*self.folder.glob("results/**/*.json"), *self.folder.glob("results/**/*.done")]
-        undeclared = {path for path in outputs if path.name == "env_snapshot.json" or {"state", "vae"} & set(path.parts)}
+        undeclared = {path for path in outputs if path.name in RECORDS or {"state", "vae"} & set(path.parts)}
         undeclared |= {path for path in outputs if "bundles" in path.parts and path.name != "claim_bundle.done"}
         declared = set(outputs) - undeclared
         return {path: path.stat().st_mtime_ns for path in declared - incomplete}

@@ -18,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 from drifting_core import artifacts
 from drifting_core import config as settings
 from drifting_core.artifacts import Artifact, sha256_file
-from tests.workflow.conftest import ROOT, TARGET, Site, Walk
+from tests.workflow.conftest import RECORDS, ROOT, TARGET, Site, Walk
 
 pytestmark = pytest.mark.workflow
 
@@ -33,7 +33,7 @@ def test_kills_at_random_moments_end_in_the_same_bundle(walk: Walk) -> None:
 def test_every_json_validates_and_records_where_it_comes_from(walk: Walk) -> None:
     models = {model.model_fields["kind"].default: model for model in descendants(Artifact) if "kind" in model.model_fields}
     plain: dict[str, Any] = {
-        "env_snapshot.json": artifacts.EnvironmentSnapshot,
+        **RECORDS,
         "provenance.json": list[artifacts.ProvenanceNode],
         "configuration.json": settings.Configuration,
     }
@@ -92,6 +92,28 @@ def test_verify_bundle_finds_one_flipped_byte_anywhere(walk: Walk, tmp_path: Pat
         assert failed.returncode == 1, path
         path.write_bytes(content)
     assert verify(copy).returncode == 0
+
+
+def test_the_page_of_a_run_links_to_what_is_there_and_its_command_has_nothing_left_to_do(walk: Walk) -> None:
+    for page in walk.site.folder.glob("results/*/*/RUN.md"):
+        text = page.read_text()
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            assert (page.parent / link).exists(), f"{page}: {link}"
+        [command] = re.findall(r"```sh\n(.*)\n```", text)
+        words = command.split()
+        assert words[:3] == ["snakemake", "--profile", "local"]
+        assert walk.site.planned(words[3], config=words[5]) == [], command
+    assert len(list(walk.site.folder.glob("results/*/*/RUN.md"))) == 2
+
+
+def test_the_progress_of_a_run_is_drawn_by_hand_as_in_the_bundle(walk: Walk) -> None:
+    [run] = (walk.site.folder / "results/runs").glob("*-*")
+    drawn = walk.site.run("draw_progress.py", "--run", f"results/runs/{run.name}")
+    assert drawn.returncode == 0, drawn.stderr
+    figures = walk.site.folder / "results/bundles" / run.name / "figures"
+    assert (run / "steps.png").stat().st_size > 1000
+    assert (figures / "progress.png").is_file()
+    assert (figures / "steps.png").is_file()
 
 
 def test_nothing_is_done_again(walk: Walk) -> None:

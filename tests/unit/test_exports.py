@@ -8,7 +8,7 @@ import torch
 
 from drifting_core.artifacts import Export, LatentContract
 from drifting_core.faults import Fault
-from drifting_core.models.exports import load_generator, write_export
+from drifting_core.models.exports import RAW, load_generator, read_weights, write_export
 from drifting_core.models.generator import Generator
 
 ARCHITECTURE = {
@@ -60,4 +60,4 @@ def test_a_changed_raw_file_is_said(weights, tmp_path):
     content[-1] ^= 1
     (tmp_path / "raw.safetensors").write_bytes(content)
     with pytest.raises(Fault, match=r"raw\.safetensors: .* was changed"):
-        load_generator(metadata)
+        read_weights(metadata, Export.read(metadata), RAW)

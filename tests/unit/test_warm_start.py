@@ -20,7 +20,7 @@ from drifting_core.training import generator as drifting
 from drifting_core.training import mae
 from drifting_core.training.loop import MetricsFile, train
 from drifting_core.training.state import StateFolder
-from tests.unit.training_samples import CONTRACT, CPU, small_configuration, write_store
+from tests.unit.training_samples import CONTRACT, CPU, NEVER, small_configuration, write_store
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def run(trainee: Any, folder: Path, until: int, start: Path | None) -> dict[str,
     began = {"init_from": WarmStart(start, "encoder").sha256} if start else {}
     train(
         trainee, StateFolder(folder / "state", "c", inputs=began), MetricsFile(folder / "metrics.jsonl"), until=until,
-        commit_every=9, log_every=9, stop=False, label="test",
+        commit_every=9, log_every=9, stop=NEVER, label="test",
     )  # fmt: skip
     return {name: tensor.clone() for name, tensor in trainee.tensors().items()}
 

@@ -12,6 +12,8 @@ use rule train_generator as canary_train with:
         latents=file_of("run", "data", "latents/train/manifest.json"),
         verification=file_of("run", "data", "verify_train.json"),
         encoder=file_of("run", "encoder", "export/metadata.json"),
+        audit=file_of("run", "encoder", "export/audit.json"),
+        init_from=lambda wildcards: LAYOUT.init_from("run", wildcards.run),
     output:
         f"{RESULTS}/runs/{{run}}/canary/exports/step_{{step}}/metadata.json",
     log:

@@ -143,7 +143,8 @@ def _misfits(config: Configuration) -> list[str]:
         )
     training, encoder = config.training.resources.processes, config.encoder.resources.processes
     must_divide(config.objective.classes_per_step, training, "training.resources (its ranks) and objective.classes_per_step")
-    must_divide(config.encoder.recipe.batch, encoder, "encoder.resources (its ranks) and the encoder's batch")
+    for batch in {config.encoder.training.batch, config.encoder.recipe.batch}:
+        must_divide(batch, encoder, "encoder.resources (its ranks) and the encoder's batch")
     problems += _encoder_misfits(config.encoder)
     if config.training.init_from and config.generator.imported:
         problems.append(

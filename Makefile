@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo encoders toy test test-all check benchmark benchmark-data plan docs clean
+.PHONY: help setup demo encoders toy test test-all check benchmark benchmark-data benchmark-training plan docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,7 @@ READY := .venv/.ready
 CONFIG ?= config/demo.yaml
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv with the pinned packages
 
@@ -45,6 +45,10 @@ check: $(READY) ## formatting, lint and types only
 
 benchmark: $(READY) ## time and memory of the objective; with a GPU, of whole steps as well (the tables of docs/performance.md)
 	$(BIN)/python -m tests.benchmarks.objective
+
+benchmark-training: $(READY) ## a generator's step: rate, where its time goes, what a state costs: make benchmark-training CONFIG=...
+	$(BIN)/python -m tests.benchmarks.step --configfile $(CONFIG) --steps 30
+	$(BIN)/python -m tests.benchmarks.step --configfile $(CONFIG) --steps 5 --state-megabytes 2100
 
 benchmark-data: $(READY) ## the data path: index, gathers, images by offset (tables of docs/performance.md; 6 minutes, 3 GB)
 	$(BIN)/python -m tests.benchmarks.data

@@ -241,7 +241,13 @@ def main() -> None:
         how = ablation.training.model_copy(update={"micro_batches": micro_batches})
         print(
             "\n"
-            + whole_step.report(ablation.model_copy(update={"training": how}), steps=5, gpus=1, threads=arguments.threads)
+            + whole_step.report(
+                ablation.model_copy(update={"training": how}),
+                steps=5,
+                gpus=1,
+                threads=arguments.threads,
+                state_megabytes=0.0,
+            )
         )
 
 

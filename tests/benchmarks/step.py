@@ -142,7 +142,7 @@ def state_cost(made: DriftTraining, extra_megabytes: float, folder: Path, step_s
     states.wait()
     share = added / COMMIT_EVERY_SECONDS
     return (
-        f"  state of {megabytes:,.0f} MB: {copied:.3f} s to host memory, {states.seconds:.2f} s to disk beside {count} steps\n"
+        f"  state of {megabytes:,.0f} MB: {copied:.3f} s to host memory, {states.seconds:.2f} s to disk ({count} steps)\n"
         f"  it adds {added:.2f} s, {share:.2%} of the time at a commit every {COMMIT_EVERY_SECONDS // 60} minutes"
     )
 

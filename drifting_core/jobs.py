@@ -175,7 +175,8 @@ class Progress:
     """Says how far a long job is, and in its last line how long the whole took.
 
     A job that has the terminal to itself shows a bar with the time left. All others write a line every 30 s: in a batch
-    log, and where Snakemake started them, since such jobs share its terminal. These have a log file (--log).
+    log, and where Snakemake started them, since such jobs share its terminal. These have a log file (--log). Of several
+    ranks the first says it.
     """
 
     def __init__(self, label: str, total: int, done: int = 0, unit: str = "steps") -> None:
@@ -183,7 +184,7 @@ class Progress:
         self._first = self._done = done
         self._began = self._said = time.monotonic()
         self._bar: tqdm | None = None
-        if sys.stderr.isatty() and not _has_log_file() and done < total:
+        if sys.stderr.isatty() and not _has_log_file() and not _rank() and done < total:
             self._bar = tqdm(
                 desc=label, total=total, initial=done, unit=f" {unit}", file=sys.stderr, leave=False, dynamic_ncols=True,
                 mininterval=0.2, miniters=1,

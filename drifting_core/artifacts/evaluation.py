@@ -149,7 +149,8 @@ class TrainingCurve(Artifact):
     """What the training of a generator logged, for the figure of its progress.
 
     Each row has `step`, `loss` and `force_norm` by temperature, the mean over the feature groups. `inputs` holds the hash of
-    the lines of metrics.jsonl that were read: those up to the last milestone evaluated, since a training may be going on.
+    the lines of metrics.jsonl that were read, without their times: those up to the last milestone evaluated, since a
+    training may be going on.
     """
 
     kind: Literal["training_curve"] = "training_curve"

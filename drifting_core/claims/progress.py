@@ -42,7 +42,7 @@ def read_training(run: Path, until: int | None = None) -> TrainingCurve:
             raise Fault(f"{path}: line {number} is no JSON ({error}); remove the lines from there on") from None
         if until is not None and values["step"] > until:
             break
-        read.update(line)
+        read.update(json.dumps({name: value for name, value in values.items() if name != "time"}).encode())
         rows.append({"step": values["step"], "loss": values["loss"], "force_norm": _force_norm(values["features"])})
     if not rows:
         raise Fault(f"{path}: holds no line{f' up to step {until}' if until else ''}; train on, or move the file away")

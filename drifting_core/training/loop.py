@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -200,6 +201,8 @@ class MetricsFile:
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(values) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a state that outlives the machine has its lines
         except OSError as error:
             raise Fault(f"{self.path}: cannot be written ({error}); make room and call the same command again") from error
 

@@ -52,10 +52,10 @@ _MEANINGS = {
     "classifier_weight": "that weight",
     "seconds": "since the line before",
     "time.seconds": "since the line before",
-    "time.images_per_second": "training images",
+    "time.images_per_second": "latents seen, or images generated, in training",
     "time.data_seconds": "waiting for data, of these",
-    "time.memory_mb": "largest memory of the device",
-    "time.utilisation": "of the device, in percent",
+    "time.memory_mb": "peak: of the GPU, or resident",
+    "time.utilisation": "model operations over what the devices could do, a fraction",
 }
 _DRIFT_LOSS = (
     "constant by construction, no measure of progress: each feature entry adds a value that for three temperatures lies "

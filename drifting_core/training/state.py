@@ -97,7 +97,7 @@ class StateFolder:
                 continue
             own = own_part(tensor.detach())
             if name not in self._held:
-                self._held[name] = torch.empty_like(own, device="cpu", pin_memory=own.is_cuda).contiguous()
+                self._held[name] = torch.empty(own.shape, dtype=own.dtype, pin_memory=own.is_cuda)
             taken[name] = self._held[name].copy_(own, non_blocking=True)
         if any(tensor.is_pinned() for tensor in taken.values()):
             torch.cuda.synchronize()

@@ -23,8 +23,8 @@ demo: $(READY) ## the whole pipeline on real photos, to a claim bundle (about 10
 	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local results/claim_bundle.done
 	@$(BIN)/python workflow_scripts/show_claim.py results/claim_bundle.done
 
-# The demo's encoder without the fine-tune inside its training, and with one after it.
-ENCODERS := encoder={variants: [64], training: {steps: 420, finetune_steps: 0, finetune_ramp_steps: 0, finetune_weight: 0}, \
+# The demo's encoder without the fine-tune inside its training, and with one after it; a thread each, so that widths train side by side.
+ENCODERS := encoder={variants: [64], resources: {threads: 1}, training: {steps: 420, finetune_steps: 0, finetune_ramp_steps: 0, finetune_weight: 0}, \
 	finetune: {steps: 300, batch: 64, learning_rate: 1.0e-3, warmup_steps: 10, ramp_steps: 40, weight: 0.3, ema: 0.98}}
 
 encoders: $(READY) ## encoders of two widths, fine-tuned and audited, on the photos of the demo (about 12 minutes on 2 cores)

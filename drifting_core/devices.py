@@ -112,15 +112,18 @@ def in_ranks(work: Callable[[], None], resources: Resources, folder: Path, stop:
         return
     if resources.gpus and resources.processes != resources.gpus:
         raise Fault(f"resources.ranks: {resources.ranks} with {resources.gpus} GPUs; a rank has one GPU, leave it at 0")
-    with writer_lease(folder):
+    with writer_lease(folder) as lease:
         if resources.processes == 1:
             work()
         else:
-            start_ranks([sys.executable, *sys.argv], resources, stop)
+            start_ranks([sys.executable, *sys.argv], resources, stop, lease)
 
 
-def start_ranks(command: Sequence[str], resources: Resources, stop: StopRequest, *, grace: float = _GRACE) -> None:
-    """Run `command` once per rank and wait for all. Raises Stopped and Fault as `in_ranks` does."""
+def start_ranks(command: Sequence[str], resources: Resources, stop: StopRequest, lease: int, grace: float = _GRACE) -> None:
+    """Run `command` once per rank and wait for all. Raises Stopped and Fault as `in_ranks` does.
+
+    Ranks inherit the lock of the `lease`: when this process is killed, they write until they have noticed.
+    """
     count, port = resources.processes, _free_port()
     if "SLURM_JOB_ID" in os.environ:
         log.info("%d ranks, started by srun", count)
@@ -130,7 +133,7 @@ def start_ranks(command: Sequence[str], resources: Resources, stop: StopRequest,
     else:
         log.info("%d ranks on this machine", count)
         environments = [{**os.environ, RANK: str(rank), SIZE: str(count), _PORT: str(port)} for rank in range(count)]
-        started = {f"rank {own[RANK]}": subprocess.Popen(command, env=own) for own in environments}
+        started = {f"rank {own[RANK]}": subprocess.Popen(command, env=own, pass_fds=[lease]) for own in environments}
     try:
         first = _first_failure(started, stop, grace)
     finally:

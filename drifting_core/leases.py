@@ -32,8 +32,11 @@ STOPPED = 4 * BEAT  # without one for this long, a heart has stopped
 
 
 @contextmanager
-def writer_lease(folder: Path, name: str = "", *, poll_seconds: float = 0.5, beat: float = BEAT) -> Iterator[None]:
-    """Hold the right to write below `folder`, or of its file `name` alone. Raises Fault when a live job holds it."""
+def writer_lease(folder: Path, name: str = "", *, poll_seconds: float = 0.5, beat: float = BEAT) -> Iterator[int]:
+    """Hold the right to write below `folder`, or of its file `name` alone. Raises Fault when a live job holds it.
+
+    Yields the file descriptor of the lock: processes that inherit it hold the lease, too, until the last has ended.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / (f".{name}.lease" if name else ".lease")).open("a+") as file:
         _wait_for_turn(file, folder, poll_seconds)
@@ -43,7 +46,7 @@ def writer_lease(folder: Path, name: str = "", *, poll_seconds: float = 0.5, bea
         heart = threading.Thread(target=_beat, args=(file, over, beat), daemon=True)
         heart.start()
         try:
-            yield
+            yield file.fileno()
         finally:
             over.set()
             heart.join()
@@ -114,11 +117,12 @@ def _holder(file: TextIO) -> dict[str, Any]:
 
 
 def is_orphan(holder: dict[str, Any]) -> bool:
-    """True when the holder's parent has died: it was handed to another process, or has just ended itself."""
+    """True when the holder's parent has died (it was handed to another process), or itself: its ranks may live on."""
     if holder["host"] != socket.gethostname():
         return False
     try:
-        return psutil.Process(holder["pid"]).ppid() != holder["parent"]
+        process = psutil.Process(holder["pid"])
+        return process.status() == psutil.STATUS_ZOMBIE or process.ppid() != holder["parent"]
     except psutil.NoSuchProcess:
         return True
 

@@ -11,11 +11,12 @@ from typing import Any, Literal, NamedTuple
 from drifting_core import config as settings
 from drifting_core.artifacts import LatentVerification, hashes
 from drifting_core.identity import operations
+from drifting_core.models.auditing import audit_encoder
 from drifting_core.models.exports import write_export
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.training.mae import encoder_architecture
 from tests.conftest import ROOT
-from tests.unit.training_samples import CONTRACT, small_configuration, write_store
+from tests.unit.training_samples import CONTRACT, CPU, small_configuration, write_store
 
 STEPS = 40
 Network = Literal["encoder", "generator"]
@@ -39,7 +40,7 @@ class Site(NamedTuple):
             files |= {"tokenizer": "none", "index": "none"}
             output = self.run(name) / "trained.json"
         else:
-            files |= {"encoder": "encoder/metadata.json"}
+            files |= {"encoder": "encoder/metadata.json", "audit": "encoder/audit.json"}
             output = self.run(name) / f"exports/step_{STEPS}/metadata.json"
             more = ("--until", str(STEPS), *more)
         made = [sys.executable, script or str(ROOT / f"workflow_scripts/train_{network}.py"), "--threads", "1"]
@@ -90,5 +91,9 @@ def make_site(folder: Path, demo_values: dict[str, Any], **resources: Any) -> Si
     write_export(
         folder / "encoder" / "metadata.json", "encoder", network.state_dict(), encoder_architecture(config.encoder, 4),
         step=1, ema_decay=0.9, latents=CONTRACT, configuration="c", inputs={},
+    )  # fmt: skip
+    audit_encoder(
+        folder / "encoder" / "audit.json", config.encoder, folder / "encoder" / "metadata.json", manifest, manifest,
+        device=CPU, configuration="c",
     )  # fmt: skip
     return Site(folder, config)

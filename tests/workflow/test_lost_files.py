@@ -22,9 +22,10 @@ def site(walk: Walk, tmp_path: Path) -> Site:
 
 
 def contents(run: Path) -> dict[Path, str]:
-    """Everything in a run's folder; the snapshot and leases say who was there last."""
+    """Everything in a run's folder but what says who was there last."""
+    said = (".lease", "RUN.md", "env_snapshot.json", "env_fingerprint.json", "codebase_fingerprint.json")
     files = (path for path in run.rglob("*") if path.is_file())
-    return {path: sha256_file(path) for path in files if path.name not in (".lease", "env_snapshot.json")}
+    return {path: sha256_file(path) for path in files if path.name not in said}
 
 
 def test_an_export_behind_the_kept_states_cannot_be_made_again(site: Site) -> None:

@@ -21,7 +21,13 @@ from drifting_core import config as settings
 from drifting_core.data.latents import LatentStore
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.training.loop import MetricsFile, NoMetrics, Sink, train
-from drifting_core.training.mae import MaskedTraining, StoredLatents, encoder_architecture, encoder_weights
+from drifting_core.training.mae import (
+    MaskedTraining,
+    StoredLatents,
+    autoencoder_weights,
+    encoder_architecture,
+    encoder_weights,
+)
 from drifting_core.training.parallel import ALONE, Ranks
 from drifting_core.training.state import StateFolder, Stored
 from tests.unit.test_parallel import values
@@ -170,4 +176,4 @@ def test_a_sharded_training_goes_on_with_other_ranks_and_its_export_needs_none(
     assert_same(case, folder, configuration, alone)
     small = settings.load(configuration)
     network = LatentEncoder(**encoder_architecture(small.encoder, 4)).double()
-    network.load_state_dict(encoder_weights(state(case, folder)))
+    network.load_state_dict(encoder_weights(autoencoder_weights(state(case, folder))))

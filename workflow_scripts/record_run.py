@@ -1,7 +1,7 @@
 """Write a run's full configuration into its folder, so that its evaluations can be asked for by name later.
 
 Example: python workflow_scripts/record_run.py --config '{"data": {...}, ...}' --values "$CONFIGURATION" \\
-           --output results/runs/demo-6c9be0ad/config.json
+           --output results/runs/demo-53a04481/config.json
 """
 
 from __future__ import annotations

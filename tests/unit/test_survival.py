@@ -11,7 +11,6 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -211,18 +210,6 @@ def test_killed_in_the_middle_of_writing_its_state(tmp_path: Path, small: Any, m
 
 def tensors(folder: Path, step: int = 9) -> bytes:
     return (folder / f"state/step_{step:08d}/state.safetensors").read_bytes()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for two states and a half. Mounting needs privileges; elsewhere the test is skipped."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", place], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", place], check=True)
 
 
 def test_a_full_disk_keeps_the_states_before(tmp_path: Path, small_disk: Path, small: Any) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+REHEARSAL = "DRIFTING_REHEARSAL"  # set where GPUs are asked for and the CPU computes (configuration key rehearsal)
 _PORT = "DRIFTING_PORT"  # where the ranks of this machine meet
 _GRACE = 30.0  # seconds that the other ranks have to end by themselves when one has died
 
@@ -44,21 +45,30 @@ class Place(NamedTuple):
     port: int
 
 
-def place() -> Place | None:
-    """Where this process stands among the ranks of its job; None when it is no rank (also when it will start some)."""
+def place(planned: int) -> Place | None:
+    """Where this process stands among the `planned` ranks of its job; None when it is none (also when it will start some).
+
+    Raises Fault when another number of ranks was started than the plan says.
+    """
     if RANK in os.environ:
         rank, size, port = (int(os.environ[name]) for name in (RANK, SIZE, _PORT))
-        return Place(rank, size, rank, "127.0.0.1", port)
-    if SRUN in os.environ:
+        found = Place(rank, size, rank, "127.0.0.1", port)
+    elif SRUN in os.environ:
         from submitit import JobEnvironment
 
         task = JobEnvironment()
-        return Place(task.global_rank, task.num_tasks, task.local_rank, task.hostnames[0], int(os.environ[SRUN]))
-    return None
+        found = Place(task.global_rank, task.num_tasks, task.local_rank, task.hostnames[0], int(os.environ[SRUN]))
+    else:
+        return None
+    if found.size != planned:
+        raise Fault(f"world size {found.size}, but the plan (nodes times ranks of each, resources) says {planned}")
+    return found
 
 
 def device(gpus: int, threads: int, local_rank: int = 0) -> torch.device:
     """The device that the plan gave this process: the CPU when it asked for no GPU, else the granted GPU of its rank.
+
+    In a rehearsal (configuration key `rehearsal`) the CPU as well, and the log says which GPUs were granted.
 
     Raises Fault when GPUs were planned and CUDA has fewer: the CPU never stands in for one silently, nor one for two.
     """
@@ -67,7 +77,9 @@ def device(gpus: int, threads: int, local_rank: int = 0) -> torch.device:
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    if gpus == 0:
+    if gpus and REHEARSAL in os.environ:
+        log.info("rehearsal: on the CPU, with GPU %s granted", os.environ.get("CUDA_VISIBLE_DEVICES", "(none)"))
+    if gpus == 0 or REHEARSAL in os.environ:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise Fault(
@@ -107,10 +119,10 @@ def in_ranks(work: Callable[[], None], resources: Resources, folder: Path, stop:
 
     Raises Stopped when all ranks committed and stopped, and Fault when one failed.
     """
-    if place() is not None:
+    if place(resources.processes) is not None:
         work()
         return
-    if resources.gpus and resources.processes != resources.gpus:
+    if resources.gpus and resources.ranks_per_node != resources.gpus:
         raise Fault(f"resources.ranks: {resources.ranks} with {resources.gpus} GPUs; a rank has one GPU, leave it at 0")
     with writer_lease(folder) as lease:
         if resources.processes == 1:
@@ -126,12 +138,13 @@ def start_ranks(command: Sequence[str], resources: Resources, stop: StopRequest,
     """
     count, port = resources.processes, _free_port()
     if "SLURM_JOB_ID" in os.environ:
-        log.info("%d ranks, started by srun", count)
-        step = ["srun", f"--ntasks={count}", f"--cpus-per-task={resources.threads}", f"--wait={grace:.0f}", *command]
+        log.info("world size %d: %d node(s) of %d ranks, started by srun", count, resources.nodes, resources.ranks_per_node)
         joint = {SRUN: str(port), SIZE: str(count), "SUBMITIT_EXECUTOR": "slurm"}
-        started = {"srun": subprocess.Popen(step, env={**os.environ, **joint})}
+        started = {"srun": subprocess.Popen([*_step(resources, grace), *command], env={**os.environ, **joint})}
+    elif resources.nodes > 1:
+        raise Fault(f"resources.nodes: {resources.nodes}; several nodes need SLURM (profiles/slurm), this is one machine")
     else:
-        log.info("%d ranks on this machine", count)
+        log.info("world size %d: ranks on this machine", count)
         environments = [{**os.environ, RANK: str(rank), SIZE: str(count), _PORT: str(port)} for rank in range(count)]
         started = {f"rank {own[RANK]}": subprocess.Popen(command, env=own, pass_fds=[lease]) for own in environments}
     try:
@@ -147,6 +160,18 @@ def start_ranks(command: Sequence[str], resources: Resources, stop: StopRequest,
         )
     if any(process.returncode == CALL_AGAIN for process in started.values()):
         raise Stopped(f"all {count} ranks committed and stopped")
+
+
+def _step(resources: Resources, grace: float) -> list[str]:
+    """srun with everything said: Snakemake's plugin hides from its jobs what their allocation has.
+
+    Steps overlap, since a plugin may have started this very process in a step that holds the allocation's GPUs.
+    """
+    return [
+        "srun", "--overlap", "--unbuffered", f"--wait={grace:.0f}",
+        f"--nodes={resources.nodes}", f"--ntasks={resources.processes}", f"--ntasks-per-node={resources.ranks_per_node}",
+        f"--cpus-per-task={resources.threads}", *([f"--gpus-per-node={resources.gpus}"] if resources.gpus else []),
+    ]  # fmt: skip
 
 
 def _first_failure(started: Mapping[str, subprocess.Popen[bytes]], stop: StopRequest, grace: float) -> str | None:

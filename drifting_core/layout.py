@@ -14,6 +14,7 @@ from typing import Any
 
 from drifting_core import config as settings
 from drifting_core.config import Configuration
+from drifting_core.devices import REHEARSAL
 from drifting_core.faults import Fault
 from drifting_core.identity import operations
 
@@ -259,6 +260,8 @@ class Layout:
         os.environ["WORKFLOW_SCRIPTS"] = f"{workflow}/workflow_scripts"
         os.environ["OPERATIONS"] = _json(operations(self.active))
         os.environ["CONFIGURATION"] = _json(self.active.model_dump(mode="json"))
+        if self.active.rehearsal:
+            os.environ[REHEARSAL] = "1"
 
 
 def _json(value: Any) -> str:

@@ -31,8 +31,7 @@ rule make_bundle:
     conda:
         "../envs/drifting.yaml"
     resources:
-        mem_mb=ACTIVE.evaluation.resources.memory_mb,
-        runtime=60,
+        **light(60, ACTIVE.evaluation.resources.memory_mb),
     params:
         config=lambda wildcards: LAYOUT.bundle_slice(wildcards.run),
         inputs=lambda wildcards, input: [

@@ -6,6 +6,7 @@ from snakemake.exceptions import WorkflowError
 from drifting_core import config as settings
 from drifting_core.faults import Fault
 from drifting_core.layout import Layout
+from drifting_core.slurm import SITE_VALUES, one_device, requested, requested_ranks
 
 # A signal sent to the process group is for the jobs, which commit and stop; Snakemake itself must survive it.
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -23,18 +24,34 @@ LOGS = f"{RESULTS}/logs"
 LAYOUT.set_environment(workflow.basedir)
 
 
+# Values of the profile that the rules turn into what Snakemake's plugin understands.
+SITE = {
+    name: resource.raw
+    for name, resource in (workflow.resource_settings.default_resources or {}).items()
+    if name in SITE_VALUES
+}
+
+
 def resources_of(section):
     """Keyword arguments for `resources:` from a Resources section."""
-    return {
-        "gpu": section.gpus,
-        "mem_mb": section.memory_mb,
-        "runtime": section.runtime_minutes,
-    }
+    return requested(section, SITE)
 
 
 def one_device_of(section):
     """The same for a job of a training's section that computes on one device."""
-    return resources_of(section) | {"gpu": min(section.gpus, 1)}
+    return requested(one_device(section), SITE)
+
+
+def ranks_of(section):
+    """The same for a training."""
+    return requested_ranks(section, SITE)
+
+
+def light(minutes, memory_mb=2000):
+    """The same for a job that computes next to nothing."""
+    return requested(
+        settings.Resources(memory_mb=memory_mb, runtime_minutes=minutes), SITE
+    )
 
 
 def owned(stage, *paths):

@@ -22,7 +22,7 @@ rule train_encoder:
         "../envs/drifting.yaml"
     threads: ACTIVE.encoder.resources.cores
     resources:
-        **resources_of(ACTIVE.encoder.resources),
+        **ranks_of(ACTIVE.encoder.resources),
     params:
         config=owned("encoder"),
         crops=lambda wildcards, input: (
@@ -48,8 +48,7 @@ rule export_encoder:
     conda:
         "../envs/drifting.yaml"
     resources:
-        mem_mb=ACTIVE.encoder.resources.memory_mb,
-        runtime=60,
+        **light(60, ACTIVE.encoder.resources.memory_mb),
     params:
         config=owned("encoder"),
     shell:

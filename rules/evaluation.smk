@@ -1,6 +1,10 @@
 # Any evaluation of a run by its name: export (step), guidance (alpha), seed and number of samples.
 
 
+localrules:
+    tabulate,
+
+
 rule sample:
     input:
         export=f"{RESULTS}/runs/{{run}}/exports/step_{{step}}/metadata.json",
@@ -54,8 +58,7 @@ rule tabulate:
     conda:
         "../envs/drifting.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        **light(10),
     shell:
         "exec python $WORKFLOW_SCRIPTS/make_table.py --title {wildcards.table} --metrics {input.metrics}"
         " --output {output} --log {log}"

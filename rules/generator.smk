@@ -2,6 +2,10 @@
 # inside itself; a finished one stands for its export, which is evaluated while the next slice trains.
 
 
+localrules:
+    record_run,
+
+
 rule record_run:
     output:
         f"{RESULTS}/runs/{{run}}/config.json",
@@ -10,8 +14,7 @@ rule record_run:
     conda:
         "../envs/drifting.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        **light(10),
     params:
         config=owned("run"),
     shell:
@@ -37,7 +40,7 @@ rule train_generator:
         "../envs/drifting.yaml"
     threads: ACTIVE.training.resources.cores
     resources:
-        **resources_of(ACTIVE.training.resources),
+        **ranks_of(ACTIVE.training.resources),
     params:
         config=owned("run"),
         init_from=lambda wildcards, input: [

@@ -3,6 +3,7 @@
 
 localrules:
     seeds,
+    tabulate_seeds,
 
 
 rule seeds:
@@ -20,8 +21,7 @@ rule tabulate_seeds:
     conda:
         "../envs/drifting.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        **light(10),
     params:
         claims=lambda wildcards: [
             f"{seed}={path}"

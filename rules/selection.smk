@@ -1,6 +1,10 @@
 # Choosing on selection seeds, reporting on fresh ones: the claim set is drawn at the recommended export and guidance.
 
 
+localrules:
+    recommend,
+
+
 rule recommend:
     input:
         last_k=f"{RESULTS}/runs/{{run}}/tables/last_k.json",
@@ -12,8 +16,7 @@ rule recommend:
     conda:
         "../envs/drifting.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        **light(10),
     params:
         config=owned("run", "evaluation.selection"),
     shell:

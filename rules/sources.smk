@@ -33,8 +33,7 @@ rule import_encoder:
     conda:
         "../envs/drifting.yaml"
     resources:
-        mem_mb=ACTIVE.encoder.resources.memory_mb,
-        runtime=60,
+        **light(60, ACTIVE.encoder.resources.memory_mb),
     params:
         config=owned("encoder"),
         fetched=lambda wildcards, input: [f"--fetched={path}" for path in input[1:]],
@@ -57,8 +56,7 @@ rule import_generator:
     conda:
         "../envs/drifting.yaml"
     resources:
-        mem_mb=ACTIVE.training.resources.memory_mb,
-        runtime=60,
+        **light(60, ACTIVE.training.resources.memory_mb),
     params:
         config=owned("run"),
         fetched=lambda wildcards, input: [f"--fetched={path}" for path in input[2:]],

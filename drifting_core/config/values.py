@@ -21,17 +21,22 @@ class Resources(Section):
     """What one job of a stage asks of the scheduler."""
 
     threads: Positive = operation(1, "CPU threads of each rank")
-    gpus: Natural = operation(0, "GPUs; 0 means that the job computes on the CPU")
-    ranks: Natural = operation(0, "processes of a training; 0: one per GPU, or one on the CPU")
-    memory_mb: Positive = operation(4000, "memory in MB")
+    gpus: Natural = operation(0, "GPUs of each node; 0 means that the job computes on the CPU")
+    nodes: Positive = operation(1, "nodes, for a training of many ranks (SLURM only)")
+    ranks: Natural = operation(0, "processes of a training on each node; 0: one per GPU, or one on the CPU")
+    memory_mb: Positive = operation(4000, "memory of each node in MB")
     runtime_minutes: Positive = operation(60, "wall-time limit in minutes")
 
     @property
-    def processes(self) -> int:
-        """Ranks of a training."""
+    def ranks_per_node(self) -> int:
         return self.ranks or max(self.gpus, 1)
 
     @property
+    def processes(self) -> int:
+        """Ranks of a training, of all nodes together."""
+        return self.nodes * self.ranks_per_node
+
+    @property
     def cores(self) -> int:
-        """CPU threads of all ranks together."""
-        return self.threads * self.processes
+        """CPU threads of all ranks of a node together."""
+        return self.threads * self.ranks_per_node

@@ -23,6 +23,9 @@ class Configuration(Section):
 
     name: Name = Field(description="first part of the run's folder name")
     results: str = operation("results", "root of everything that is made")
+    rehearsal: bool = operation(
+        False, "jobs get the GPUs that they ask for and compute on the CPU: to try a scheduler without using its GPUs"
+    )
     seeds: tuple[Natural, ...] = operation((), "seeds of the generator's training that `snakemake seeds` compares")
     data: Data = Field(description="images and latents")
     tokenizer: Tokenizer = Field(description="pixels to latents and back")
@@ -145,6 +148,15 @@ def _misfits(config: Configuration) -> list[str]:
     must_divide(config.objective.classes_per_step, training, "training.resources (its ranks) and objective.classes_per_step")
     for batch in {config.encoder.training.batch, config.encoder.recipe.batch}:
         must_divide(batch, encoder, "encoder.resources (its ranks) and the encoder's batch")
+    for where, single in {
+        "data.resources": config.data.resources,
+        "data.latents.resources": config.data.latents.resources,
+        "tokenizer.resources": config.tokenizer.resources,
+        "evaluation.network.resources": config.evaluation.network.resources,
+        "evaluation.resources": config.evaluation.resources,
+    }.items():
+        if max(single.nodes, single.ranks) > 1:
+            problems.append(f"{where}: nodes {single.nodes}, ranks {single.ranks}; only trainings have several processes")
     problems += _encoder_misfits(config.encoder)
     if config.training.init_from and config.generator.imported:
         problems.append(

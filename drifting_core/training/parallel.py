@@ -124,7 +124,9 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
     )
     try:
         control, writing = (dist.new_group(backend="gloo", timeout=_PATIENCE) for _ in range(2))
-        yield Ranks(place.rank, place.size, dist.group.WORLD, control, writing)
+        ranks = Ranks(place.rank, place.size, dist.group.WORLD, control, writing)
+        yield ranks
+        ranks.any(False)  # all end when the last does: the first still writes, and srun gives the others' end a time limit
     finally:
         dist.destroy_process_group()
 

@@ -167,7 +167,7 @@ def train_generator(
 @contextmanager
 def _on_devices(resources: config.Resources, threads: int) -> Iterator[tuple[torch.device, Ranks]]:
     """This process's device, and the ranks of its job, joined."""
-    here = place()
+    here = place(resources.processes)
     on = device(resources.gpus, threads, here.local_rank if here else 0)
     with joined(here, on) as ranks:
         yield on, ranks

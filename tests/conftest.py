@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,34 @@ import yaml
 os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_SLURM = "no_slurm"  # folder that hides SLURM's clients
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_dead_controller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where SLURM's clients are installed and no controller answers, none of them is asked.
+
+    Every start of Snakemake with its SLURM plugin asks scontrol, which tries for nine seconds.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if shutil.which("scontrol") and not _controller_answers():
+            place = tmp_path_factory.mktemp(NO_SLURM)
+            (place / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+            (place / "scontrol").chmod(0o755)
+            patch.setenv("PATH", str(place), prepend=os.pathsep)
+        yield
+
+
+def _controller_answers() -> bool:
+    try:
+        return subprocess.run(["scontrol", "ping"], capture_output=True, timeout=3).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 @pytest.fixture

@@ -53,7 +53,9 @@ def start(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
     handlers: list[logging.Handler] = [_AboveTheBar(sys.stderr)]
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(arguments.log, mode="w" if rank is None else "a"))
+        if rank is None:
+            arguments.log.write_text("")
+        handlers.append(logging.FileHandler(arguments.log, mode="a"))  # ranks write to the same file
     form = f"rank {rank}: %(message)s" if rank else "%(message)s"
     logging.basicConfig(level=logging.WARNING, format=form, handlers=handlers, force=True)
     for name in ("drifting", "drifting_core"):

@@ -1,0 +1,65 @@
+"""Ranks of one node and of several, started by srun in a job that Snakemake submitted, end with one process's weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm.conftest import SlurmSite
+from tests.unit import test_ranks
+from tests.unit.test_ranks import alone, configuration  # noqa: F401 (fixtures)
+from tests.unit.training_samples import write_store
+
+pytestmark = pytest.mark.workflow
+
+SNAKEFILE = """
+import json, sys
+from drifting_core import config as settings
+from drifting_core.slurm import requested_ranks
+from drifting_core.devices import REHEARSAL
+
+os.environ[REHEARSAL] = "1"
+CASES = {cases}
+
+for name, asked in CASES.items():
+    rule:
+        name: name
+        output: f"{name}/done"
+        log: f"{name}/log"
+        threads: settings.Resources(**asked).cores
+        resources: **requested_ranks(settings.Resources(**asked), {"gpu_type": "h200"})
+        params: asked=json.dumps(asked), python=sys.executable, folder=name
+        shell: "{params.python} -m tests.unit.launched_ranks {params.folder} {params.asked:q} --log {log} && touch {output}"
+"""
+CASES = {"two_nodes": {"nodes": 2, "gpus": 2}, "one_node": {"gpus": 4}}
+
+
+def test_ranks_of_srun_end_with_the_weights_of_one_process(
+    site: SlurmSite,
+    alone: Path,
+    configuration: dict[str, Any],  # noqa: F811
+) -> None:
+    (site.folder / "Snakefile").write_text(SNAKEFILE.replace("{cases}", json.dumps(CASES)))
+    for name in CASES:
+        write_store(site.folder / name / "store")
+        (site.folder / name / "configuration.json").write_text(json.dumps(configuration))
+    command = [sys.executable, "-m", "snakemake", "--profile", str(site.profile), *(f"{name}/done" for name in CASES)]
+    done = subprocess.run(
+        command, cwd=site.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=site.environment
+    )
+    assert done.returncode == 0, done.stdout
+    nodes = {job["NodeList"] for job in site.cluster.jobs()}
+    assert {"gpu[1-2]"} < nodes, nodes
+    for name, asked in CASES.items():
+        text = (site.folder / name / "log").read_text()
+        assert f"world size 4: {asked.get('nodes', 1)} node(s) of {asked['gpus']} ranks, started by srun" in text
+        assert re.search(r"with GPU 0,1(,2,3)? granted", text), text
+        for case in test_ranks.CASES:
+            if case.dtype == "float64":
+                test_ranks.assert_same(case, site.folder / name, configuration, alone)

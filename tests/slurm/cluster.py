@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,9 +60,10 @@ KillWait=5
 SlurmdTimeout=20
 SchedulerParameters=bf_interval=2,sched_min_interval=200000,batch_sched_delay=0
 {accounting}
-NodeName=gpu1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 CoresPerSocket=16 RealMemory=64000 Gres=gpu:h200:4
-NodeName=gpu2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 CoresPerSocket=16 RealMemory=64000 Gres=gpu:h200:4
-NodeName=cpu1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=16 CoresPerSocket=16 RealMemory=64000
+NodeName=DEFAULT CPUs=16 CoresPerSocket=16 RealMemory=64000
+NodeName=gpu1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} Gres=gpu:h200:4
+NodeName=gpu2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} Gres=gpu:h200:4
+NodeName=cpu1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]}
 PartitionName=gpu Nodes=gpu1,gpu2 MaxTime=02:00:00 DefaultTime=00:10:00 DefMemPerCPU=500
 PartitionName=urgent Nodes=gpu1,gpu2 MaxTime=02:00:00 DefMemPerCPU=500 PriorityTier=10 PreemptMode=OFF
 PartitionName=cpu Nodes=cpu1 MaxTime=1-00:00:00 DefaultTime=00:10:00 DefMemPerCPU=500 Default=YES
@@ -113,7 +114,8 @@ class Cluster:
         (self.folder / "munge.key").chmod(0o600)
         self._run(
             "munged", "--foreground", "--force", f"--key-file={self.folder}/munge.key", f"--socket={socket_of_munge}",
-            f"--pid-file={self.folder}/munge.pid", f"--seed-file={self.folder}/munge.seed", f"--log-file={self.folder}/munge.log",
+            f"--pid-file={self.folder}/munge.pid", f"--seed-file={self.folder}/munge.seed",
+            f"--log-file={self.folder}/munge.log",
         )  # fmt: skip
         self._until(socket_of_munge.exists, "munged")
         if self.accounting:
@@ -217,12 +219,12 @@ class Cluster:
         daemon.send_signal(signal.SIGTERM if name in ("mariadbd", "munged") else signal.SIGKILL)
         daemon.wait(20)
 
-    def _until(self, done: object, what: str, seconds: float = 20) -> None:
+    def _until(self, done: Callable[[], bool], what: str, seconds: float = 20) -> None:
         end = time.monotonic() + seconds
-        while not done():  # type: ignore[operator]
-            if time.monotonic() > end:
+        while not done():
+            if time.monotonic() > end or any(daemon.poll() is not None for daemon in self.daemons.values()):
                 logs = "\n".join(f"{log.name}: {log.read_text()[-800:]}" for log in self.folder.glob("*.out"))
-                raise RuntimeError(f"{what} did not come up in {seconds} s\n{logs}\n{self.sinfo()}")
+                raise RuntimeError(f"{what} did not come up\n{logs}\n{self.sinfo()}")
             time.sleep(0.02)
 
 

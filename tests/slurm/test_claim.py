@@ -35,15 +35,15 @@ class Attempt(NamedTuple):
 
 def attempts(site: SlurmSite) -> list[Attempt]:
     """Of all jobs of the folder."""
-    found = []
+    found, logs = [], site.folder / "results/logs/slurm"
     for row in site.cluster.jobs():
         if row["WorkDir"] != str(site.folder):
             continue
-        [log] = (site.folder / "results/logs/slurm").rglob(f"{row['JobId']}.log")
+        [log] = logs.rglob(f"{row['JobId']}.log")
         granted = re.search(r"with GPU (\S+) granted", log.read_text())
         found.append(
             Attempt(
-                row["JobId"], str(log.parent.relative_to(site.folder / "results/logs/slurm")), row["JobState"], row["NodeList"],
+                row["JobId"], str(log.parent.relative_to(logs)), row["JobState"], row["NodeList"],
                 datetime.fromisoformat(row["StartTime"]), datetime.fromisoformat(row["EndTime"]),
                 tuple(granted[1].split(",")) if granted else (),
             )

@@ -13,7 +13,6 @@ import pytest
 
 from tests.slurm.conftest import SlurmSite
 from tests.unit import test_ranks
-from tests.unit.test_ranks import alone, configuration  # noqa: F401 (fixtures)
 from tests.unit.training_samples import write_store
 
 pytestmark = pytest.mark.workflow
@@ -40,10 +39,11 @@ for name, asked in CASES.items():
 CASES = {"two_nodes": {"nodes": 2, "gpus": 2}, "one_node": {"gpus": 4}}
 
 
+alone, configuration = test_ranks.alone, test_ranks.configuration  # fixtures
+
+
 def test_ranks_of_srun_end_with_the_weights_of_one_process(
-    site: SlurmSite,
-    alone: Path,
-    configuration: dict[str, Any],  # noqa: F811
+    site: SlurmSite, alone: Path, configuration: dict[str, Any]
 ) -> None:
     (site.folder / "Snakefile").write_text(SNAKEFILE.replace("{cases}", json.dumps(CASES)))
     for name in CASES:

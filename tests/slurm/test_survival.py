@@ -1,0 +1,157 @@
+"""A training slice that SLURM ends early goes on where it was, and ends with the bytes of one that nothing happened to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import SlurmSite, write_profile
+from tests.workflow.conftest import Site
+
+pytestmark = [pytest.mark.workflow, pytest.mark.slow]
+
+STEPS = 1200
+NEED = {"gpus": 1, "memory_mb": 1000, "runtime_minutes": 10}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with everything that the training reads, and its export's name."""
+    site = Site(tmp_path_factory.mktemp("prepared").resolve())
+    site.configure(**{
+        "training.steps": STEPS, "training.milestone_every": STEPS, "training.commit_every": 200, "training.log_every": 20,
+        "training.resources": NEED, "evaluation.selection.last_k": 1, "rehearsal": True,
+    })  # fmt: skip
+    [(_, config)] = [job for job in site.planned("results/claim_bundle.done") if job[0] == "record_run"]
+    run = str(Path(config).parent)
+    done = site.snakemake(f"{run}/exports/step_0/metadata.json")
+    assert done.returncode == 0, done.stdout
+    return site.folder, f"{run}/exports/step_{STEPS}/metadata.json"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's folder after the same training, with no cluster and no limit."""
+    folder = tmp_path_factory.mktemp("undisturbed").resolve() / "site"
+    shutil.copytree(prepared[0], folder)
+    done = Site(folder).snakemake(prepared[1])
+    assert done.returncode == 0, done.stdout
+    return run_of(folder, prepared[1])
+
+
+def run_of(folder: Path, export: str) -> Path:
+    return folder / Path(export).parents[2]
+
+
+@pytest.fixture
+def site(slurm: Cluster, prepared: tuple[Path, str], tmp_path: Path) -> SlurmSite:
+    folder = tmp_path.resolve() / "site"
+    shutil.copytree(prepared[0], folder)
+    profile = write_profile(folder / "profile", retries=20)  # the machine may be slow
+    text = (profile / "config.yaml").read_text()
+    assert "USR1@180" in text
+    (profile / "config.yaml").write_text(text.replace("USR1@180", "USR1@15"))  # limits of a minute
+    return SlurmSite(folder, slurm, profile)
+
+
+class Writers(threading.Thread):
+    """Looks all the time how many processes train."""
+
+    def __init__(self, site: SlurmSite) -> None:
+        super().__init__(daemon=True)
+        self.site, self.most, self.over = site, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.1):
+            training = [job for job in self.site.jobs() if "train_generator.py" in " ".join(job.cmdline()[:2])]
+            self.most = max(self.most, len(training))
+
+
+@contextmanager
+def one_writer(site: SlurmSite) -> Iterator[None]:
+    writers = Writers(site)
+    writers.start()
+    try:
+        yield
+    finally:
+        writers.over.set()
+        writers.join()
+    assert writers.most == 1
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) | {"time": None} for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_ends_alike(
+    site: SlurmSite, export: str, undisturbed: Path, disturb: Callable[[str], None] | None = None
+) -> list[str]:
+    """Train on the cluster, with `disturb` called with the job's number in mid-training; the states of its attempts."""
+    run = run_of(site.folder, export)
+    with one_writer(site):
+        head = site.start(export)
+        if disturb:
+            until(lambda: (run / "metrics.jsonl").exists() and len(lines(run)) > 7)
+            disturb(site.cluster.call("squeue", "-h", "-t", "R", "-o", "%i").strip())
+        assert head.wait(900) == 0, (site.folder / "head.log").read_text()
+    state = f"state/step_{STEPS:08d}/state.safetensors"
+    assert (run / state).read_bytes() == (undisturbed / state).read_bytes()
+    assert lines(run) == lines(undisturbed)
+    weights = f"exports/step_{STEPS}/model.safetensors"
+    assert (run / weights).read_bytes() == (undisturbed / weights).read_bytes()
+    jobs = [job for job in site.cluster.jobs() if job["WorkDir"] == str(site.folder)]
+    return [job["JobState"] for job in jobs]
+
+
+def until(true: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def logs(site: SlurmSite) -> str:
+    return "".join(path.read_text() for path in sorted((site.folder / "results/logs/slurm").rglob("*.log")))
+
+
+def test_a_slice_that_reaches_its_time_limit_goes_on(site: SlurmSite, prepared: tuple[Path, str], undisturbed: Path) -> None:
+    config = site.folder / "config.yaml"
+    config.write_text(config.read_text().replace("runtime_minutes: 10", "runtime_minutes: 1"))
+    states = assert_ends_alike(site, prepared[1], undisturbed)
+    assert states[-1] == "COMPLETED"
+    assert states[:-1] == ["FAILED"] * (len(states) - 1), "each attempt before ended by itself, with exit code 75"
+    assert len(states) > 1
+    assert "stopped: signal SIGUSR1; committed at step" in logs(site)
+
+
+def test_a_slice_whose_node_fails_goes_on(site: SlurmSite, prepared: tuple[Path, str], undisturbed: Path) -> None:
+    def fail(job: str) -> None:
+        node = site.cluster.call("squeue", "-h", "-j", job, "-o", "%N").strip()
+        site.cluster.call("scontrol", "update", f"nodename={node}", "state=DOWN", "reason=test")
+        until(lambda: "PENDING" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%T"))
+        site.cluster.call("scontrol", "update", f"nodename={node}", "state=RESUME")
+
+    states = assert_ends_alike(site, prepared[1], undisturbed, fail)
+    assert states == ["NODE_FAIL", "COMPLETED"]
+
+
+def test_a_preempted_slice_goes_on(site: SlurmSite, prepared: tuple[Path, str], undisturbed: Path) -> None:
+    def preempt(job: str) -> None:
+        urgent = site.cluster.call(
+            "sbatch", "--parsable", "-p", "urgent", "-N2", "--gpus-per-node=4", "--mem=1000", "-o", "/dev/null",
+            "--wrap", "sleep 5",
+        ).strip()  # fmt: skip
+        until(lambda: "PENDING" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%T"))
+        until(lambda: not site.cluster.call("squeue", "-h", "-j", urgent, "-o", "%T"))
+
+    states = assert_ends_alike(site, prepared[1], undisturbed, preempt)
+    assert states == ["PREEMPTED", "COMPLETED"]

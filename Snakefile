@@ -10,6 +10,10 @@ if not workflow.overwrite_configfiles:
     configfile: f"{workflow.basedir}/config/demo.yaml"
 
 
+# For --sdm apptainer alone; envs/README.md says how it is built.
+container: f"{workflow.basedir}/envs/drifting.sif"
+
+
 include: "rules/common.smk"
 
 

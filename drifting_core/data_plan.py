@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from drifting_core import published
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
 
 GPUS = (1, 8, 64)
 
-# ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
-_ARCHIVE_BYTES = 147_897_477_120 + 6_744_924_160
+_ARCHIVE_BYTES = sum(published.IMAGENET[split].bytes or 0 for split in ("train", "val"))
 _IMAGES = 1_331_167
 _INDEX_BYTES_PER_IMAGE = 10
 READERS = 16  # pages that the index asks for at a time: data/tars.py

@@ -59,10 +59,11 @@ def clear_stale_lock(folder: Path, arguments: Sequence[str]) -> None:
             raise Fault(f"`snakemake --unlock` failed:\n{done.stderr.strip()}")
 
 
-def planned_jobs(folder: Path, preset: Path) -> dict[str, int]:
+def planned_jobs(folder: Path, preset: Path, overrides: Sequence[str] = ()) -> dict[str, int]:
     """Jobs by rule that `snakemake -n` would run for the claim bundle of `preset`. Raises Fault with its message."""
-    target = f"{load_file(preset).results}/claim_bundle.done"
+    target = f"{load_file(preset, overrides).results}/claim_bundle.done"
     command = [sys.executable, "-m", "snakemake", "-n", target, "--configfile", str(preset), "--quiet", "rules"]
+    command += ["--config", *overrides] if overrides else []
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise Fault(f"`{' '.join(command)}` failed:\n{done.stdout}{done.stderr}".strip())

@@ -43,6 +43,12 @@ def parser(description: str | None, *, example: str = "") -> argparse.ArgumentPa
     return made
 
 
+def takes_configuration(made: argparse.ArgumentParser) -> None:
+    """Add `--configfile` and `--config`, as Snakemake has them: what `config.load_file` reads."""
+    made.add_argument("--configfile", type=Path, default=Path("config/demo.yaml"), help="preset")
+    made.add_argument("--config", nargs="+", default=[], metavar="NAME=VALUE", help="changes, as Snakemake takes them")
+
+
 def start(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse, open the log, and begin it with the command that repeats this job.
 
@@ -160,11 +166,11 @@ def _seconds_of_allocation() -> float | None:
             )
         except (FileNotFoundError, subprocess.TimeoutExpired):
             return None
-        return _slurm_seconds(asked.stdout.strip())
+        return slurm_seconds(asked.stdout.strip())
     return float(end) - time.time()
 
 
-def _slurm_seconds(text: str) -> float | None:
+def slurm_seconds(text: str) -> float | None:
     """SLURM's [days-]hours:minutes:seconds (or minutes:seconds) as seconds; None for UNLIMITED, INVALID and the like."""
     found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)", text)
     if not found:

@@ -255,7 +255,9 @@ class Layout:
         Where the code lies and how work is done (threads, intervals, horizon) are no reasons to do it again, and every
         param is. `python` is the interpreter of Snakemake unless --sdm puts another one in front.
         """
-        os.environ["HF_HUB_OFFLINE"] = "1"  # only the jobs that fetch may ask the hub
+        os.environ["HF_HUB_OFFLINE"] = "1"  # only the jobs that fetch may ask the hub; ends telemetry, too
+        # An image may hold an older copy of this package. (In conda environments Snakemake takes this away.)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [workflow, os.environ.get("PYTHONPATH")]))
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         os.environ["WORKFLOW_SCRIPTS"] = f"{workflow}/workflow_scripts"
         os.environ["OPERATIONS"] = _json(operations(self.active))

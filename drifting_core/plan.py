@@ -95,6 +95,11 @@ def decoder_macs(config: Configuration) -> float:
     return sum(weights * side**2 for weights, side in _decoder_convolutions(config))
 
 
+def autoencoder_parameters(config: Configuration) -> float:
+    """Weights of the latent-MAE's convolutions, decoder included."""
+    return sum(weights for weights, _ in (*_encoder_convolutions(config), *_decoder_convolutions(config)))
+
+
 def audit_macs(config: Configuration) -> float:
     """Multiply-adds of one encoder's audit: all held-out images twice, once through the decoder; class means."""
     expected = config.data.expected
@@ -178,7 +183,7 @@ def disk(config: Configuration) -> list[Space]:
     width = 2048 if config.evaluation.network.kind == "inception" else 64
     generator = 4 * generator_parameters(config)
     encoder = 4 * sum(weights for weights, _ in _encoder_convolutions(config))
-    mae = encoder + 4 * sum(weights for weights, _ in _decoder_convolutions(config))
+    mae = 4 * autoencoder_parameters(config)
     _, generated = evaluations(config)
     trains = not config.generator.imported
     trained = (not config.encoder.before_finetune.imported) + (config.encoder.finetune is not None)
@@ -196,6 +201,13 @@ def disk(config: Configuration) -> list[Space]:
         Space("generator: exports", len(config.milestones) * generator),
         Space("generated latents", generated * latent * 2),
     ]
+
+
+def files(config: Configuration) -> int:
+    """About how many files that is, with logs and leases; an upper bound, from counts of small runs."""
+    latents, (count, _) = config.data.latents, evaluations(config)
+    shards = sum(latents.shards_of(store) for store in ("train", "val"))
+    return 150 + 4 * shards + 8 * len(config.milestones) + 20 * count
 
 
 def _downloaded(config: Configuration, generator: float, mae: float) -> float:
@@ -221,7 +233,7 @@ def report(config: Configuration, jobs: dict[str, int]) -> str:
     spaces = disk(config)
     lines += ["", "disk in GB (10^9 bytes) when done"]
     lines += [f"  {space.what:<40}{space.bytes / 1e9:>10,.2f}" for space in spaces]
-    lines += [f"  {'all':<40}{sum(space.bytes for space in spaces) / 1e9:>10,.2f}"]
+    lines += [f"  {'all':<40}{sum(space.bytes for space in spaces) / 1e9:>10,.2f}", f"in about {files(config):,} files"]
     if not any(cost.gpus for cost in costs(config, rates)):
         lines += ["", "this configuration asks for no GPU: every job computes on the CPU"]
     return "\n".join(lines)

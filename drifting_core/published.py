@@ -1,6 +1,6 @@
-"""What is published on the Hugging Face hub: the authors' weights, with the numbers they report for them; tokenizers.
+"""What is published elsewhere: the authors' weights, with the numbers they report for them; tokenizers, images, Inception.
 
-Facts of the release (its README, and the layout of the hub repository); light.
+Facts of the release (its README, and the layout of the hub repository); sizes and hashes as they are known; light.
 """
 
 from __future__ import annotations
@@ -74,3 +74,57 @@ def tokenizer_download(repository: str, revision: str) -> Download:
 
 
 SD_VAE = tokenizer_download("stabilityai/sd-vae-ft-mse", "31f26fdeee1355a5c34592e401dd41e45d25a493")
+
+
+class File(NamedTuple):
+    """A published file, where it can be had, and its size and hash as far as they are known."""
+
+    name: str
+    bytes: int | None = None
+    source: str = ""
+    md5: str = ""
+    sha256: str = ""
+    exact: bool = True  # False where nobody states the size to the byte
+
+    @property
+    def size(self) -> str:
+        if self.bytes is None:
+            return "size not known"
+        return f"{self.bytes:,} bytes" if self.exact else f"about {self.bytes / 1e6:,.1f} MB"
+
+    @property
+    def hash(self) -> str:
+        return f"MD5 {self.md5}" if self.md5 else f"SHA-256 {self.sha256}" if self.sha256 else "hash not known"
+
+
+_IMAGENET = "https://image-net.org/download-images (ILSVRC2012, for account holders)"
+IMAGENET = {  # by the key of data.archives
+    "train": File("ILSVRC2012_img_train.tar", 147_897_477_120, _IMAGENET, "1d675b47d978889d74fa0da5fadfb00e"),
+    "val": File("ILSVRC2012_img_val.tar", 6_744_924_160, _IMAGENET, "29b22e2961454d5413ddabcf34fc5622"),
+    "devkit": File(
+        "ILSVRC2012_devkit_t12.tar.gz", 2_500_000, _IMAGENET, "fa75699e90414af021442c21a62c3abf", exact=False
+    ),
+}  # fmt: skip
+CIFAR10 = File(
+    "cifar-10-binary.tar.gz", 170_052_171, "https://www.cs.toronto.edu/~kriz/cifar.html", "c32a1d4ab5d03f1284b67883e8d87530"
+)
+INCEPTION = File(
+    "pt_inception-2015-12-05-6726825d.pth",
+    95_628_359,
+    "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+)
+SD_VAE_FILES = (
+    File("config.json", 547, sha256="92d3dfb746fca211a2c9e019e285f8597412211728dce3c5bcf4eda0f2d62e7e"),
+    File(
+        "diffusion_pytorch_model.safetensors",
+        334_643_276,
+        sha256="a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+    ),
+)
+
+
+def archive(md5: str | None) -> File:
+    """What is known of the archive with this MD5."""
+    known = {file.md5: file for file in (*IMAGENET.values(), CIFAR10)}
+    return known.get(md5 or "", File("", md5=md5 or ""))

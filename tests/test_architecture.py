@@ -44,7 +44,7 @@ def test_imports_run_downwards_only(root: Path) -> None:
 
 def test_light_modules_import_nothing_heavy(root: Path) -> None:
     modules = [f"drifting_core.{path.stem}" for path in (root / "drifting_core").glob("*.py") if path.stem != "__init__"]
-    packages = [path for name in ("config", "artifacts") for path in (root / "drifting_core" / name).glob("*.py")]
+    packages = [path for name in ("config", "artifacts", "doctor") for path in (root / "drifting_core" / name).glob("*.py")]
     modules += [f"drifting_core.{path.parent.name}.{path.stem}" for path in packages]
     modules.append("drifting_core.claims.verifying")
     code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\n"
@@ -58,6 +58,7 @@ def test_every_rule_has_its_thin_script_and_every_script_its_use(root: Path) -> 
     by_hand = {
         "run_workflow",
         "plan",
+        "doctor",
         "show_claim",
         "show_encoders",
         "verify_bundle",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -254,8 +254,11 @@ def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
     return sorted(model.model_fields)
 
 
-def load_file(path: Path) -> Configuration:
-    """Read a preset (YAML, safe subset) or a run's config.json. Raises Fault."""
+def load_file(path: Path, overrides: Sequence[str] = ()) -> Configuration:
+    """Read a preset (YAML, safe subset) or a run's config.json; `overrides` are what Snakemake takes as --config.
+
+    Raises Fault.
+    """
     import yaml
 
     try:
@@ -264,4 +267,13 @@ def load_file(path: Path) -> Configuration:
         raise Fault(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise Fault(f"{path}: found {type(values).__name__}, expected a mapping of sections; see docs/configuration.md")
+    for override in overrides:
+        name, given, text = override.partition("=")
+        try:
+            # Leaves stay strings, as Snakemake leaves them.
+            values = merge(values, {name: yaml.load(text, yaml.BaseLoader)})  # noqa: S506
+        except yaml.YAMLError as error:
+            raise Fault(f"--config {override}: {error}") from error
+        if not given:
+            raise Fault(f"--config {override}: no value; expected one as in --config 'training={{steps: 400000}}'")
     return load(values, str(path))

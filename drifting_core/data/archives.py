@@ -20,7 +20,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from drifting_core import config
+from drifting_core import config, published
 from drifting_core.artifacts import ArchiveCheck, Archives
 from drifting_core.data.listing import Found, Listing, Split, Table, counts_of, few, require_counts, require_unique
 from drifting_core.data.tars import BLOCK, PAGE, MappedTar, Member, mapped
@@ -33,13 +33,6 @@ Role = Literal["train", "val", "devkit"]
 ROLES: tuple[Role, ...] = ("train", "val", "devkit")
 _MEGABYTE = 1_000_000
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
-
-# What image-net.org offers to account holders: file, size, MD5.
-_PUBLISHED: dict[Role, tuple[str, str, str]] = {
-    "train": ("ILSVRC2012_img_train.tar", "138 GB", "1d675b47d978889d74fa0da5fadfb00e"),
-    "val": ("ILSVRC2012_img_val.tar", "6.3 GB", "29b22e2961454d5413ddabcf34fc5622"),
-    "devkit": ("ILSVRC2012_devkit_t12.tar.gz", "2.5 MB", "fa75699e90414af021442c21a62c3abf"),
-}
 
 
 def place(data: config.Data, role: Role) -> Path:
@@ -71,12 +64,9 @@ def _require_all(data: config.Data) -> None:
         return
     lines = [f"{len(missing)} of the 3 archives missing:"]
     for role in missing:
-        name, size, md5 = _PUBLISHED[role]
-        lines.append(f"  {place(data, role)} (data.archives.{role}); for ImageNet: {name}, {size}, MD5 {md5}")
-    lines.append(
-        "put or link them there, or set these keys to where they are; ImageNet's are at https://image-net.org/download "
-        "(ILSVRC2012, for account holders)"
-    )
+        file = published.IMAGENET[role]
+        lines.append(f"  {place(data, role)} (data.archives.{role}); for ImageNet: {file.name}, {file.size}, {file.hash}")
+    lines.append(f"put or link them there, or set these keys to where they are; ImageNet's are at {file.source}")
     raise Fault("\n".join(lines))
 
 

@@ -18,10 +18,10 @@ from drifting_core.evaluation.classifier import accuracy, save_classifier, train
 from drifting_core.evaluation.inception import InceptionV3
 from drifting_core.faults import Fault
 from drifting_core.provenance import code_version
+from drifting_core.published import INCEPTION
 
 log = logging.getLogger(__name__)
 
-PUBLISHED_NAME = "pt_inception-2015-12-05-6726825d.pth"
 WEIGHTS = "model.safetensors"
 
 
@@ -55,13 +55,13 @@ def _adopt_inception(manifest: Path, given: str, *, configuration: str) -> None:
     if not path.is_file():
         raise Fault(
             f"evaluation.network.inception_weights: {given} is missing; expected the published FID weights "
-            f"{PUBLISHED_NAME} (about 96 MB, SHA-256 beginning with 6726825d, released with pytorch-fid); put the file "
-            "there, or set the key to where it is"
+            f"{INCEPTION.name} ({INCEPTION.size}, {INCEPTION.hash}, released with pytorch-fid); put the file there, or set "
+            "the key to where it is"
         )
     try:
         network = InceptionV3(path)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise Fault(f"evaluation.network.inception_weights: {given} is not {PUBLISHED_NAME}: {error}") from error
+        raise Fault(f"evaluation.network.inception_weights: {given} is not {INCEPTION.name}: {error}") from error
     with publish(manifest.parent / WEIGHTS) as scratch:
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, scratch)
     FeatureNetwork(

@@ -70,7 +70,7 @@ def test_srun_starts_the_ranks_where_slurm_gave_the_job(tmp_path: Path, demo_val
     ("2-03:04:05", 183845), ("3:04:05", 11045), ("10:00", 600), ("0:00", 0), ("UNLIMITED", None), ("", None),
 ])  # fmt: skip
 def test_what_slurm_says_is_left(text: str, seconds: float | None) -> None:
-    assert jobs._slurm_seconds(text) == seconds
+    assert jobs.slurm_seconds(text) == seconds
 
 
 def test_the_end_of_a_slurm_job_is_a_deadline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +66,21 @@ def test_without_internet_files_put_there_by_hand_do(tmp_path: Path, monkeypatch
     fill(tmp_path)
     write_fetched(WANTED, tmp_path / "manifest.json", "0" * 64)
     assert (tmp_path / "manifest.json").exists()
+
+
+def test_only_fetch_asks_the_hub_and_it_runs_where_the_head_runs(root: Path) -> None:
+    rules = {path.name: path.read_text() for path in (root / "rules").glob("*.smk")}
+    assert [name for name, text in rules.items() if "HF_HUB_OFFLINE=0" in text] == ["sources.smk"]
+    local, fetch = (
+        re.search(r"^localrules:\n((?:    .*\n)+)", rules["sources.smk"], re.MULTILINE),
+        "HF_HUB_OFFLINE=0 exec python",
+    )
+    assert local
+    assert "fetch," in local[1]
+    assert f"{fetch} $WORKFLOW_SCRIPTS/fetch.py" in rules["sources.smk"]
+    code = "from drifting_core.config import load_file; from drifting_core.layout import Layout; from pathlib import Path\n"
+    code += "Layout(load_file(Path('config/demo.yaml'))).set_environment('.')\n"
+    code += "from huggingface_hub import constants; print(constants.HF_HUB_OFFLINE)"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

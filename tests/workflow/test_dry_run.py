@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from drifting_core.config import load_file
+from drifting_core.doctor.profile import asks, read_profile
 from tests.workflow.conftest import ROOT, TARGET, Site
 
 pytestmark = pytest.mark.workflow
@@ -77,6 +79,44 @@ def test_the_plan_takes_at_most_twice_the_time_of_an_empty_one(bare: dict[str, s
     ratio = statistics.median(seconds["l2"]) / statistics.median(seconds["empty"])
     print(f"\nmedian of 5: l2 {statistics.median(seconds['l2']):.2f} s, empty {statistics.median(seconds['empty']):.2f} s")
     assert ratio <= 2.0, seconds
+
+
+PROFILE = """
+executor: slurm
+jobs: 10
+default-resources: {slurm_partition: gpu, cpu_partition: cpu, gpu_type: h200, nodes: 1, mem_mb: 4000, runtime: 60}
+set-resources: {sample: {slurm_partition: short, runtime: 30}}
+"""
+
+
+@pytest.mark.parametrize(("preset", "change"), [
+    ("demo", None), ("released_l2", None), ("ablation", "encoder={source: released:mae_latent_256}"),
+    ("ablation", "training={resources: {nodes: 2, gpus: 4}}"),
+])  # fmt: skip
+def test_the_doctor_knows_what_each_job_asks_for(
+    preset: str, change: str | None, bare: dict[str, str], tmp_path: Path
+) -> None:
+    """Of every rule that is submitted."""
+    (tmp_path / "config.yaml").write_text(PROFILE)
+    path, overrides = ROOT / f"config/{preset}.yaml", [change] if change else []
+    arguments = ["-n", TARGET, "--profile", str(tmp_path), "--cores", "1000", "--snakefile", str(ROOT / "Snakefile")]
+    arguments += ["--configfile", str(path), *(["--config", *overrides] if overrides else [])]
+    done = snakemake(*arguments, cwd=tmp_path, env=bare)
+    assert done.returncode == 0, done.stdout
+    found: dict[str, tuple[int | str, ...]] = {}
+    for rule, text in re.findall(r"^rule (\w+):\n((?:    .*\n)+)", done.stdout, re.MULTILINE):
+        threads = re.search(r"^    threads: (\d+)$", text, re.MULTILINE)
+        [line] = re.findall(r"^    resources: (.*)$", text, re.MULTILINE)
+        of = dict(each.partition("=")[::2] for each in line.split(", "))
+        gpus = int(of.get("gres", of.get("gpu", "0")).rpartition(":")[2])
+        wanted = (gpus, int(threads[1]) if threads else 1, int(of["mem_mb"]), int(of["runtime"]), int(of["nodes"]))
+        found[rule] = (*wanted, of["slurm_partition"])
+    files = "".join(path.read_text() for path in (ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")))
+    local = {
+        rule for block in re.findall(r"^localrules:\n((?:    \w+,\n)+)", files, re.MULTILINE) for rule in block.split(",\n")
+    }
+    known = {each.rule: each[2:8] for each in asks(load_file(path, overrides), read_profile(str(tmp_path)))}
+    assert known == {rule: job for rule, job in found.items() if rule not in {name.strip() for name in local}}
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm", "profiles/local"])

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, TypeAdapter
 
-from drifting_core import artifacts
+from drifting_core import artifacts, plan
 from drifting_core import config as settings
 from drifting_core.artifacts import Artifact, sha256_file
 from tests.workflow.conftest import RECORDS, ROOT, TARGET, Site, Walk
@@ -55,6 +55,11 @@ def test_every_json_validates_and_records_where_it_comes_from(walk: Walk) -> Non
 
 def descendants(model: type[BaseModel]) -> list[Any]:
     return [m for child in model.__subclasses__() for m in (child, *descendants(child))]
+
+
+def test_the_plan_says_about_how_many_files_there_will_be(walk: Walk) -> None:
+    count = sum(1 for path in (walk.site.folder / "results").rglob("*") if path.is_file())
+    assert count <= plan.files(settings.load_file(walk.site.folder / "config.yaml")) <= 2 * count
 
 
 def test_every_listed_file_is_as_recorded_and_every_input_is_there(walk: Walk) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -56,14 +57,16 @@ def chain(made: Cluster, folder: Path, *, tests: bool) -> tuple[list[Job], float
 
 
 def main() -> None:
-    print("| profile | start of a job to its work, s | its work to its end, s | end to the dependant's start, s | chain, s |")
+    print(
+        "| profile | start of a job to its work, s | its work to its end, s | end to the dependant's start, s | chain, s |"
+    )
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch, cluster() as made:
         for name, tests in (("shipped", False), ("tests'", True)):
             jobs, ended = chain(made, Path(scratch).resolve() / name.strip("'"), tests=tests)
             before = median(job.worked - job.start for job in jobs)
             behind = median(job.end - job.worked for job in jobs)
-            gaps = [after.start - job.end for job, after in zip(jobs, jobs[1:], strict=False)]
+            gaps = [after.start - job.end for job, after in pairwise(jobs)]
             said = f"{median(gaps):.0f} ({min(gaps):.0f} to {max(gaps):.0f})"
             print(f"| {name} | {before:.1f} | {behind:.1f} | {said} | {ended - jobs[0].start:.0f} |")
 

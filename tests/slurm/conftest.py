@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,13 @@ class SlurmSite(Site):
             stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
+    def plain(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Snakemake itself, on a Snakefile of the folder's own."""
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--profile", str(self.profile), *arguments], cwd=self.folder,
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
     def start(self, *arguments: str, **how: Any) -> subprocess.Popen[str]:
         log = (self.folder / "head.log").open("a")
         return subprocess.Popen(
@@ -53,10 +60,10 @@ class SlurmSite(Site):
         )  # fmt: skip
 
 
-def write_profile(folder: Path, **changes: Any) -> Path:
-    """The shipped profile as a user fills it in for the test cluster, with intervals of tests."""
+def write_profile(folder: Path, site: Mapping[str, Any] | None = None, **changes: Any) -> Path:
+    """The shipped profile as a user fills it in for the test cluster (`site` values), with intervals of tests."""
     values = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
-    values["default-resources"] |= {"cpu_partition": "cpu", "gpu_type": "h200", "mem_mb": 500, "runtime": 5}
+    values["default-resources"] |= {"cpu_partition": "cpu", "gpu_type": "h200", "mem_mb": 500, "runtime": 5} | (site or {})
     values |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10, **changes}
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +47,7 @@ def test_ranks_of_srun_end_with_the_weights_of_one_process(
     for name in CASES:
         write_store(site.folder / name / "store")
         (site.folder / name / "configuration.json").write_text(json.dumps(configuration))
-    command = [sys.executable, "-m", "snakemake", "--profile", str(site.profile), *(f"{name}/done" for name in CASES)]
-    done = subprocess.run(
-        command, cwd=site.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=site.environment
-    )
+    done = site.plain(*(f"{name}/done" for name in CASES))
     assert done.returncode == 0, done.stdout
     nodes = {job["NodeList"] for job in site.cluster.jobs()}
     assert {"gpu[1-2]"} < nodes, nodes

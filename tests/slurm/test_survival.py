@@ -56,10 +56,8 @@ def run_of(folder: Path, export: str) -> Path:
 def site(slurm: Cluster, prepared: tuple[Path, str], tmp_path: Path) -> SlurmSite:
     folder = tmp_path.resolve() / "site"
     shutil.copytree(prepared[0], folder)
-    profile = write_profile(folder / "profile", retries=20)  # the machine may be slow
-    text = (profile / "config.yaml").read_text()
-    assert "USR1@180" in text
-    (profile / "config.yaml").write_text(text.replace("USR1@180", "USR1@15"))  # limits of a minute
+    limits_of_a_minute = {"slurm_extra": "'--signal=USR1@15'"}
+    profile = write_profile(folder / "profile", limits_of_a_minute, retries=20)  # the machine may be slow
     return SlurmSite(folder, slurm, profile)
 
 

@@ -20,6 +20,7 @@ from tests.workflow.conftest import Site
 pytestmark = [pytest.mark.workflow, pytest.mark.slow]
 
 STEPS = 1200
+TWO_GPUS = ("gpus: 1\n", "gpus: 2\n")
 NEED = {"gpus": 1, "memory_mb": 1000, "runtime_minutes": 10}
 
 
@@ -40,9 +41,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's folder after the same training, with no cluster and no limit."""
+    return train_undisturbed(prepared, tmp_path_factory)
+
+
+def train_undisturbed(prepared: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory, *changed: str) -> Path:
+    """The run's folder after the same training, with no cluster and no limit; `changed`: old and new text of its file."""
     folder = tmp_path_factory.mktemp("undisturbed").resolve() / "site"
     shutil.copytree(prepared[0], folder)
+    if changed:
+        change(folder, *changed)
     done = Site(folder).snakemake(prepared[1])
     assert done.returncode == 0, done.stdout
     return run_of(folder, prepared[1])
@@ -75,7 +82,8 @@ class Writers(threading.Thread):
 
 
 @contextmanager
-def one_writer(site: SlurmSite) -> Iterator[None]:
+def one_job_at_a_time(site: SlurmSite, processes: int) -> Iterator[None]:
+    """`processes` of the training's script are one job."""
     writers = Writers(site)
     writers.start()
     try:
@@ -83,7 +91,7 @@ def one_writer(site: SlurmSite) -> Iterator[None]:
     finally:
         writers.over.set()
         writers.join()
-    assert writers.most == 1
+    assert writers.most == processes
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -91,11 +99,11 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_ends_alike(
-    site: SlurmSite, export: str, undisturbed: Path, disturb: Callable[[str], None] | None = None
+    site: SlurmSite, export: str, undisturbed: Path, disturb: Callable[[str], None] | None = None, processes: int = 1
 ) -> list[str]:
     """Train on the cluster, with `disturb` called with the job's number in mid-training; the states of its attempts."""
     run = run_of(site.folder, export)
-    with one_writer(site):
+    with one_job_at_a_time(site, processes):
         head = site.start(export)
         if disturb:
             until(lambda: (run / "metrics.jsonl").exists() and len(lines(run)) > 7)
@@ -122,13 +130,23 @@ def logs(site: SlurmSite) -> str:
 
 
 def test_a_slice_that_reaches_its_time_limit_goes_on(site: SlurmSite, prepared: tuple[Path, str], undisturbed: Path) -> None:
-    config = site.folder / "config.yaml"
-    config.write_text(config.read_text().replace("runtime_minutes: 10", "runtime_minutes: 1"))
-    states = assert_ends_alike(site, prepared[1], undisturbed)
+    states = assert_ends_alike(limited(site), prepared[1], undisturbed)
     assert states[-1] == "COMPLETED"
     assert states[:-1] == ["FAILED"] * (len(states) - 1), "each attempt before ended by itself, with exit code 75"
     assert len(states) > 1
     assert "stopped: signal SIGUSR1; committed at step" in logs(site)
+
+
+def limited(site: SlurmSite) -> SlurmSite:
+    change(site.folder, "runtime_minutes: 10", "runtime_minutes: 1")
+    return site
+
+
+def change(folder: Path, old: str, new: str) -> None:
+    config = folder / "config.yaml"
+    text = config.read_text()
+    assert text.count(old) == 1
+    config.write_text(text.replace(old, new))
 
 
 def test_a_slice_whose_node_fails_goes_on(site: SlurmSite, prepared: tuple[Path, str], undisturbed: Path) -> None:
@@ -153,3 +171,14 @@ def test_a_preempted_slice_goes_on(site: SlurmSite, prepared: tuple[Path, str], 
 
     states = assert_ends_alike(site, prepared[1], undisturbed, preempt)
     assert states == ["PREEMPTED", "COMPLETED"]
+
+
+def test_a_slice_of_two_ranks_that_reaches_its_limit_goes_on(
+    site: SlurmSite, prepared: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    change(site.folder, *TWO_GPUS)
+    alone = train_undisturbed(prepared, tmp_path_factory, *TWO_GPUS)
+    states = assert_ends_alike(limited(site), prepared[1], alone, processes=3)  # the launcher is one of them
+    assert (states[-1], set(states[:-1])) == ("COMPLETED", {"FAILED"})
+    assert "world size 2: 1 node(s) of 2 ranks, started by srun" in logs(site)
+    assert "stopped: signal SIGUSR1; committed at step" in logs(site)

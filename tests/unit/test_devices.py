@@ -50,6 +50,30 @@ def test_a_plan_with_gpus_never_computes_on_the_cpu() -> None:
             devices.device(1, 1)
 
 
+def test_in_a_rehearsal_gpus_are_granted_and_the_cpu_computes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(devices.REHEARSAL, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with caplog.at_level("INFO", "drifting_core"):
+        assert devices.device(1, 1).type == "cpu"
+    assert "rehearsal: on the CPU, with GPU 3 granted" in caplog.text
+
+
+def test_another_number_of_ranks_than_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ((jobs.RANK, "0"), (jobs.SIZE, "2"), ("DRIFTING_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    assert devices.place(2) is not None
+    with pytest.raises(Fault, match="world size 2, but the plan .* says 4"):
+        devices.place(4)
+
+
+def test_several_nodes_need_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(Fault, match="resources.nodes: 2; several nodes need SLURM"):
+        devices.in_ranks(lambda: None, Resources(nodes=2, ranks=1), tmp_path, StopRequest())
+
+
 def test_srun_starts_the_ranks_where_slurm_gave_the_job(tmp_path: Path, demo_values: dict[str, Any]) -> None:
     """The ranks read their places through submitit, and end with the numbers of ranks that were started here."""
     site = make_site(tmp_path, demo_values, ranks=2)

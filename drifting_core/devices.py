@@ -22,6 +22,7 @@ from drifting_core.faults import CALL_AGAIN, Fault, Stopped
 from drifting_core.jobs import RANK, SIZE, SRUN, StopRequest, peak_megabytes
 from drifting_core.leases import writer_lease
 from drifting_core.plan import read_rates
+from drifting_core.pool import REHEARSAL, granted_by_slurm, take
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-REHEARSAL = "DRIFTING_REHEARSAL"  # set where GPUs are asked for and the CPU computes (configuration key rehearsal)
 _PORT = "DRIFTING_PORT"  # where the ranks of this machine meet
 _GRACE = 30.0  # seconds that the other ranks have to end by themselves when one has died
 
@@ -70,8 +70,11 @@ def device(gpus: int, threads: int, local_rank: int = 0) -> torch.device:
 
     In a rehearsal (configuration key `rehearsal`) the CPU as well, and the log says which GPUs were granted.
 
+    Where no scheduler granted GPUs they are taken from the machine's pool, if need be after those who came before.
+
     Raises Fault when GPUs were planned and CUDA has fewer: the CPU never stands in for one silently, nor one for two.
     """
+    take(gpus)  # before CUDA looks at what is visible
     import torch
 
     torch.set_num_threads(threads)
@@ -88,8 +91,8 @@ def device(gpus: int, threads: int, local_rank: int = 0) -> torch.device:
         )
     if torch.cuda.device_count() < gpus:
         raise Fault(
-            f"the plan gives this job {gpus} GPUs, but {torch.cuda.device_count()} are granted here (Snakemake caps what "
-            "is asked for to the pool's size without a word); grant as many, or lower the stage's resources.gpus"
+            f"the plan gives this job {gpus} GPUs, but {torch.cuda.device_count()} are granted here; grant as many, or "
+            "lower the stage's resources.gpus"
         )
     log.info("on %s", torch.cuda.get_device_name(local_rank))
     torch.cuda.set_device(local_rank)
@@ -124,29 +127,32 @@ def in_ranks(work: Callable[[], None], resources: Resources, folder: Path, stop:
         return
     if resources.gpus and resources.ranks_per_node != resources.gpus:
         raise Fault(f"resources.ranks: {resources.ranks} with {resources.gpus} GPUs; a rank has one GPU, leave it at 0")
+    if resources.nodes > 1 and not granted_by_slurm():
+        raise Fault(f"resources.nodes: {resources.nodes}; several nodes need SLURM (profiles/slurm), this is one machine")
     with writer_lease(folder) as lease:
+        held = [lease, *take(resources.gpus, stop)]
         if resources.processes == 1:
             work()
         else:
-            start_ranks([sys.executable, *sys.argv], resources, stop, lease)
+            start_ranks([sys.executable, *sys.argv], resources, stop, held)
 
 
-def start_ranks(command: Sequence[str], resources: Resources, stop: StopRequest, lease: int, grace: float = _GRACE) -> None:
+def start_ranks(
+    command: Sequence[str], resources: Resources, stop: StopRequest, leases: Sequence[int], grace: float = _GRACE
+) -> None:
     """Run `command` once per rank and wait for all. Raises Stopped and Fault as `in_ranks` does.
 
-    Ranks inherit the lock of the `lease`: when this process is killed, they write until they have noticed.
+    Ranks inherit the locks of the `leases`: when this process is killed, they write and compute until they have noticed.
     """
     count, port = resources.processes, _free_port()
-    if "SLURM_JOB_ID" in os.environ:
+    if granted_by_slurm():
         log.info("world size %d: %d node(s) of %d ranks, started by srun", count, resources.nodes, resources.ranks_per_node)
         joint = {SRUN: str(port), SIZE: str(count), "SUBMITIT_EXECUTOR": "slurm"}
         started = {"srun": subprocess.Popen([*_step(resources, grace), *command], env={**os.environ, **joint})}
-    elif resources.nodes > 1:
-        raise Fault(f"resources.nodes: {resources.nodes}; several nodes need SLURM (profiles/slurm), this is one machine")
     else:
         log.info("world size %d: ranks on this machine", count)
         environments = [{**os.environ, RANK: str(rank), SIZE: str(count), _PORT: str(port)} for rank in range(count)]
-        started = {f"rank {own[RANK]}": subprocess.Popen(command, env=own, pass_fds=[lease]) for own in environments}
+        started = {f"rank {own[RANK]}": subprocess.Popen(command, env=own, pass_fds=leases) for own in environments}
     try:
         first = _first_failure(started, stop, grace)
     finally:

@@ -14,9 +14,9 @@ from typing import Any
 
 from drifting_core import config as settings
 from drifting_core.config import Configuration
-from drifting_core.devices import REHEARSAL
 from drifting_core.faults import Fault
 from drifting_core.identity import operations
+from drifting_core.pool import REHEARSAL
 
 
 class Layout:

@@ -4,6 +4,7 @@ import signal
 from snakemake.exceptions import WorkflowError
 
 from drifting_core import config as settings
+from drifting_core import pool
 from drifting_core.faults import Fault
 from drifting_core.layout import Layout
 from drifting_core.slurm import SITE_VALUES, one_device, requested, requested_ranks
@@ -52,6 +53,25 @@ def light(minutes, memory_mb=2000):
     return requested(
         settings.Resources(memory_mb=memory_mb, runtime_minutes=minutes), SITE
     )
+
+
+def share_devices():
+    """Give the jobs of this machine its GPUs to share, and Snakemake their number: it has read its resources by now."""
+    wanted = {job.rule.name: job.rule.resources for job in workflow.dag.needrun_jobs()}
+    asked = {rule: has["gpu"].value for rule, has in wanted.items() if "gpu" in has}
+    limit = workflow.global_resources.get("gpu")
+    try:
+        count = pool.share(ACTIVE, asked, limit.value if limit else None)
+    except Fault as fault:
+        raise WorkflowError(str(fault)) from None
+    counters = workflow.scheduler.global_resources, workflow.scheduler.resources
+    for counted in (workflow.global_resources, *counters):
+        counted["gpu"] = count
+
+
+onstart:
+    if workflow.executor_plugin.name == "local":
+        share_devices()
 
 
 def owned(stage, *paths):

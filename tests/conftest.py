@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from drifting_core import pool
+
 # Small tensors on shared cores: one thread each is faster than two that wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -45,6 +47,25 @@ def _controller_answers() -> bool:
         return subprocess.run(["scontrol", "ping"], capture_output=True, timeout=3).returncode == 0
     except subprocess.TimeoutExpired:
         return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pretended_leases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests pretend devices: they stand in no line with the jobs of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(pool.LEASES, str(tmp_path_factory.mktemp("leases")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The devices that a test takes are its own, and are given back."""
+    monkeypatch.setattr(pool, "_held", [])
+    before = {name: os.environ.get(name) for name in (pool.POOL, "CUDA_VISIBLE_DEVICES")}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        os.environ.update({} if value is None else {name: value})
 
 
 @pytest.fixture

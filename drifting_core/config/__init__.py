@@ -40,7 +40,7 @@ from drifting_core.config.networks import (
     Objective,
     Training,
 )
-from drifting_core.config.values import Decay, Fraction, Name, Natural, Positive, Precision, Rate, Resources
+from drifting_core.config.values import Decay, Device, Fraction, Name, Natural, Positive, Precision, Rate, Resources
 from drifting_core.config.whole import Configuration, load, load_file, sections
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "Contract",
     "Data",
     "Decay",
+    "Device",
     "Encoder",
     "EncoderFinetune",
     "EncoderTraining",

@@ -14,6 +14,7 @@ Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Device = Annotated[str, Field(pattern=r"^[A-Za-z0-9/-]+$")]
 Precision = Literal["float32", "bfloat16"]
 
 

@@ -13,7 +13,7 @@ from drifting_core import published
 from drifting_core.config.data import Data, Tokenizer
 from drifting_core.config.evaluation import Evaluation
 from drifting_core.config.networks import Encoder, Generator, Objective, Training
-from drifting_core.config.values import Name, Natural
+from drifting_core.config.values import Device, Name, Natural
 from drifting_core.faults import Fault
 from drifting_core.identity import Section, digest, identity, merge, operation
 
@@ -25,6 +25,10 @@ class Configuration(Section):
     results: str = operation("results", "root of everything that is made")
     rehearsal: bool = operation(
         False, "jobs get the GPUs that they ask for and compute on the CPU: to try a scheduler without using its GPUs"
+    )
+    devices: tuple[Natural | Device, ...] = operation(
+        (),
+        "GPUs that jobs on one machine share, by index or UUID (CUDA_VISIBLE_DEVICES); empty: all. SLURM grants its own",
     )
     seeds: tuple[Natural, ...] = operation((), "seeds of the generator's training that `snakemake seeds` compares")
     data: Data = Field(description="images and latents")

@@ -47,6 +47,6 @@ def examine(profile_name: str | None, configfile: Path, overrides: Sequence[str]
     if profile.slurm:
         checks["slurm"] = lambda: check_slurm(asked, profile)
     else:
-        checks |= {"GPUs": lambda: check_gpus(computing, profile), "machine": lambda: check_machine(asked)}
+        checks |= {"GPUs": lambda: check_gpus(computing, config.devices, profile), "machine": lambda: check_machine(asked)}
     yield Finding("ok", "configuration", f"{configfile} is valid: run {config.key('run')}, profile {profile.path}")
     yield from gather(checks)

@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 import psutil
 
-from drifting_core.doctor.findings import ANSWER_SECONDS, Finding
+from drifting_core.doctor.findings import Finding
 from drifting_core.doctor.profile import Ask, Profile
-from drifting_core.programs import Answer, ask
+from drifting_core.faults import Fault
+from drifting_core.pool import devices, installed
 
-_GPUS = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
 
-
-def check_gpus(asked: list[Ask], profile: Profile) -> Iterator[Finding]:
-    """As many as the largest job asks for; the profile gives as many to Snakemake, which caps without a word."""
+def check_gpus(asked: list[Ask], named: Sequence[str | int], profile: Profile) -> Iterator[Finding]:
+    """As many to share as the largest job asks for; `named`: configuration key devices."""
     largest = max(asked, key=lambda job: job.gpus, default=None)
     if largest is None or largest.gpus == 0:
         yield Finding("ok", "GPUs", "none is asked for")
         return
-    answer = ask(_GPUS, ANSWER_SECONDS)
-    names = visible(answer, os.environ)
+    try:
+        names, models = devices(named), installed()
+    except Fault as fault:
+        yield Finding("FAIL", "GPUs", str(fault))
+        return
     given = (profile.values.get("resources") or {}).get("gpu")
-    found = f"{len(names)} here ({', '.join(sorted(set(names))) or answer.failure})"
+    found = f"{len(names)} here ({', '.join(sorted({models.get(name, name) for name in names})) or 'nvidia-smi shows none'})"
     wanted = f"{largest.rule} asks for {largest.gpus} ({largest.key}.gpus)"
     if len(names) < largest.gpus:
         yield Finding("FAIL", "GPUs", f"{found}, {wanted}", "set these keys to what there is; 0 computes on the CPU")
     elif given is not None and int(given) < largest.gpus:
-        remedy = f"add --resources gpu={len(names)} to the command, or set it in {profile.path}"
-        yield Finding("warn", "GPUs", f"{found}, {wanted}, the profile gives {given}", remedy)
+        remedy = f"remove it from {profile.path}, or add --resources gpu={len(names)} to the command"
+        yield Finding("warn", "GPUs", f"{found}, {wanted}, the profile allows {given}", remedy)
     else:
         yield Finding("ok", "GPUs", f"{found}, {wanted}")
-
-
-def visible(answer: Answer, environment: Mapping[str, str]) -> list[str]:
-    """Names of the GPUs that nvidia-smi tells of, as far as CUDA_VISIBLE_DEVICES lets jobs see them."""
-    names = [line.strip() for line in answer.text.splitlines() if line.strip()] if answer.code == 0 else []
-    chosen = environment.get("CUDA_VISIBLE_DEVICES")
-    return names if chosen is None else names[: len([device for device in chosen.split(",") if device.strip()])]
 
 
 def check_machine(asked: list[Ask]) -> Iterator[Finding]:

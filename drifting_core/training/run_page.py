@@ -16,6 +16,7 @@ from drifting_core.artifacts import LatentContract, Metrics, RunRecord, publish_
 from drifting_core.config import load_file
 from drifting_core.faults import Fault
 from drifting_core.identity import Section, identity
+from drifting_core.pool import granted_by_slurm
 from drifting_core.training.records import last_metrics
 
 PAGE = "RUN.md"
@@ -141,7 +142,7 @@ def _meaning(name: str, line: Mapping[str, Any]) -> str:
 def _continuation(folder: Path, sections: Mapping[str, Section]) -> str:
     """The Snakemake command that brings this training to its end; where no configuration is recorded, the job's own."""
     results = folder.parent.parent
-    profile = "slurm" if "SLURM_JOB_ID" in os.environ else "local"
+    profile = "slurm" if granted_by_slurm() else "local"
     record = _record(folder)
     if record is None:
         return shlex.join([sys.executable, *sys.argv])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from drifting_core import devices, jobs
+from drifting_core import devices, jobs, pool
 from drifting_core.config import Resources
 from drifting_core.faults import Fault
 from drifting_core.jobs import StopRequest
@@ -39,9 +39,11 @@ def test_ranks_that_are_not_one_per_gpu_are_refused(tmp_path: Path) -> None:
         devices.in_ranks(lambda: None, Resources(gpus=2, ranks=3), tmp_path, StopRequest())
 
 
-def test_a_plan_with_gpus_never_computes_on_the_cpu() -> None:
+def test_a_plan_with_gpus_never_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv(pool.POOL, ",".join(map(str, range(99))))
     if torch.cuda.is_available():
         with pytest.raises(Fault, match=f"gives this job 99 GPUs, but {torch.cuda.device_count()} are granted"):
             devices.device(99, 1)

@@ -546,23 +546,18 @@ def test_a_machine_without_clients_is_no_login_node(site: Site, monkeypatch: pyt
 # --- one machine ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("devices", "count"), [(None, 2), ("0", 1), ("", 0), ("GPU-1, GPU-2,GPU-3", 2)])
-def test_gpus_are_those_that_jobs_may_see(devices: str | None, count: int) -> None:
-    environment = {} if devices is None else {"CUDA_VISIBLE_DEVICES": devices}
-    answer = Answer(0, "NVIDIA H200, 143771 MiB\nNVIDIA H200, 143771 MiB\n")
-    assert machine.visible(answer, environment) == ["NVIDIA H200, 143771 MiB"] * count
-    assert machine.visible(Answer(9, "NVIDIA-SMI has failed\n"), {}) == []
-
-
 def test_gpus_against_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path, "nvidia-smi", "echo 'NVIDIA H200, 143771 MiB'\necho 'NVIDIA H200, 143771 MiB'")
+    program(tmp_path, "nvidia-smi", "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'\necho 'GPU 1: NVIDIA H200 (UUID: GPU-2)'")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def found(gpus: int, profile: dict[str, Any]) -> Finding:
-        return only(machine.check_gpus([JOB._replace(gpus=gpus)], Profile(Path("profile.yaml"), profile)))
+    def found(gpus: int, profile: dict[str, Any], *named: int) -> Finding:
+        return only(machine.check_gpus([JOB._replace(gpus=gpus)], named, Profile(Path("profile.yaml"), profile)))
 
-    assert found(0, {}).level == only(machine.check_gpus([], Profile(Path("p"), {}))).level == "ok"
+    assert found(0, {}).level == only(machine.check_gpus([], (), Profile(Path("p"), {}))).level == "ok"
+    assert "2 here (NVIDIA H200)" in found(2, {}).found
+    assert (found(2, {}, 0).level, found(1, {}, 0).level) == ("FAIL", "ok")
+    assert "devices: found '7'" in found(1, {}, 7).found
     assert found(2, {"resources": {"gpu": 2}}).level == "ok"
     too_many = found(4, {"resources": {"gpu": 2}})
     assert (too_many.level, "2 here" in too_many.found, "asks for 4 (training.resources.gpus)" in too_many.found) == (
@@ -572,7 +567,7 @@ def test_gpus_against_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.Monk
     assert (capped.level, "--resources gpu=2" in capped.remedy) == ("warn", True)
     (tmp_path / "nvidia-smi").unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "nvidia-smi is not on PATH" in found(1, {}).found
+    assert "0 here (nvidia-smi shows none)" in found(1, {}).found
 
 
 def test_cores_and_memory_of_the_machine_are_compared() -> None:

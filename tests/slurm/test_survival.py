@@ -30,7 +30,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     site = Site(tmp_path_factory.mktemp("prepared").resolve())
     site.configure(**{
         "training.steps": STEPS, "training.milestone_every": STEPS, "training.commit_every": 200, "training.log_every": 20,
-        "training.resources": NEED, "evaluation.selection.last_k": 1, "rehearsal": True,
+        "training.resources": NEED, "evaluation.selection.last_k": 1, "rehearsal": True, "devices": ["0", "1"],
     })  # fmt: skip
     [(_, config)] = [job for job in site.planned("results/claim_bundle.done") if job[0] == "record_run"]
     run = str(Path(config).parent)

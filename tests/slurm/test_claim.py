@@ -53,7 +53,7 @@ def attempts(site: SlurmSite) -> list[Attempt]:
 
 def test_the_demo_reaches_its_claim_on_a_cluster(site: SlurmSite) -> None:
     site.configure(**{
-        "rehearsal": True, "training.resources": ONE_GPU, "evaluation.resources": ONE_GPU, "encoder.resources": ONE_GPU,
+        "rehearsal": True, "training.resources": ONE_GPU | {"gpus": 2}, "evaluation.resources": ONE_GPU, "encoder.resources": ONE_GPU,
         "training.steps": 90, "evaluation.selection.last_k": 3,
     })  # fmt: skip
     done = site.snakemake(TARGET)
@@ -73,3 +73,4 @@ def test_the_demo_reaches_its_claim_on_a_cluster(site: SlurmSite) -> None:
     [evaluated] = [job for job in jobs if re.match("rule_evaluate/.*step_?30|rule_evaluate/.*_30_", job.rule)]
     slices = [job for job in jobs if job.rule.startswith("rule_train_generator")]
     assert any(evaluated.beside(job) for job in slices), "the first milestone was evaluated while training went on"
+    assert all(len(job.gpus) == 2 for job in slices)

@@ -32,14 +32,17 @@ STOPPED = 4 * BEAT  # without one for this long, a heart has stopped
 
 
 @contextmanager
-def writer_lease(folder: Path, name: str = "", *, poll_seconds: float = 0.5, beat: float = BEAT) -> Iterator[int]:
+def writer_lease(
+    folder: Path, name: str = "", *, outlives_parent: bool = False, poll_seconds: float = 0.5, beat: float = BEAT
+) -> Iterator[int]:
     """Hold the right to write below `folder`, or of its file `name` alone. Raises Fault when a live job holds it.
 
-    Yields the file descriptor of the lock: processes that inherit it hold the lease, too, until the last has ended.
+    A holder is dying when what started it is gone, unless it `outlives_parent` (as under nohup). Yields the file
+    descriptor of the lock: processes that inherit it hold the lease, too, until the last has ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / (f".{name}.lease" if name else ".lease")).open("a+") as file:
-        _wait_for_turn(file, folder, poll_seconds)
+    with _path(folder, name).open("a+") as file:
+        _wait_for_turn(file, folder, poll_seconds, outlives_parent)
         _wait_for_elsewhere(file, folder, poll_seconds, beat)
         _sign(file)
         over = threading.Event()
@@ -53,10 +56,32 @@ def writer_lease(folder: Path, name: str = "", *, poll_seconds: float = 0.5, bea
             file.truncate(0)  # given back, not left behind
 
 
+def holder_of(folder: Path, name: str = "") -> dict[str, Any]:
+    """Who signed a lease and did not give it back, dead or alive; empty where nobody did."""
+    try:
+        with _path(folder, name).open() as file:
+            return _holder(file)
+    except FileNotFoundError:
+        return {}
+
+
+def lives(holder: dict[str, Any], folder: Path, name: str = "") -> bool:
+    """Whether a holder is alive, as far as can be seen at once: by its process, its SLURM job or its heartbeat."""
+    if holder["host"] == socket.gethostname():
+        return _lives_here(holder)
+    if holder.get("slurm_job"):
+        return not _job_is_over(holder)
+    return time.time() - _path(folder, name).stat().st_mtime < STOPPED
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / (f".{name}.lease" if name else ".lease")
+
+
 def _sign(file: TextIO) -> None:
     file.seek(0)
     file.truncate()
-    signature = {"pid": os.getpid(), "parent": os.getppid(), "host": socket.gethostname()}
+    signature = {"pid": os.getpid(), "parent": os.getppid(), "host": socket.gethostname(), "since": round(time.time())}
     json.dump({**signature, "slurm_job": os.environ.get("SLURM_JOB_ID")}, file)
     file.flush()
 
@@ -66,7 +91,7 @@ def _beat(file: TextIO, over: threading.Event, beat: float) -> None:
         os.utime(file.fileno())
 
 
-def _wait_for_turn(file: TextIO, folder: Path, poll_seconds: float) -> None:
+def _wait_for_turn(file: TextIO, folder: Path, poll_seconds: float, outlives_parent: bool) -> None:
     """Until the lock is ours: its holder is on this machine, or on one whose locks this one sees."""
     told = False
     while True:
@@ -75,9 +100,10 @@ def _wait_for_turn(file: TextIO, folder: Path, poll_seconds: float) -> None:
             return
         except BlockingIOError:
             holder = _holder(file)
-        if holder and not is_orphan(holder) and not _job_is_over(holder):
+        dying = not holder or _job_is_over(holder) or (is_orphan(holder) and not outlives_parent)
+        if not dying:
             raise Fault(
-                f"{folder}: {_name(holder)} is writing here, and what started it (process {holder['parent']}) is alive; "
+                f"{folder}: {name_of(holder)} is writing here, and what started it (process {holder['parent']}) is alive; "
                 "wait for it, or stop it first"
             )
         if not told:
@@ -94,15 +120,15 @@ def _wait_for_elsewhere(file: TextIO, folder: Path, poll_seconds: float, beat: f
     holder = _holder(file)
     if not holder or holder["host"] == socket.gethostname() or _job_is_over(holder):
         return
-    log.info("%s wrote here and did not say that it ended: listening for its heartbeat", _name(holder))
+    log.info("%s wrote here and did not say that it ended: listening for its heartbeat", name_of(holder))
     seen, since = os.fstat(file.fileno()).st_mtime_ns, time.monotonic()
     while time.monotonic() - since < STOPPED / BEAT * beat:
         time.sleep(min(poll_seconds, beat))
         if os.fstat(file.fileno()).st_mtime_ns != seen:
-            raise Fault(f"{folder}: {_name(holder)} is alive and writes here; wait for it, or stop it first")
+            raise Fault(f"{folder}: {name_of(holder)} is alive and writes here; wait for it, or stop it first")
 
 
-def _name(holder: dict[str, Any]) -> str:
+def name_of(holder: dict[str, Any]) -> str:
     job = holder.get("slurm_job")
     return f"process {holder['pid']} on {holder['host']}" + (f" (SLURM job {job})" if job else "")
 
@@ -125,6 +151,15 @@ def is_orphan(holder: dict[str, Any]) -> bool:
         return process.status() == psutil.STATUS_ZOMBIE or process.ppid() != holder["parent"]
     except psutil.NoSuchProcess:
         return True
+
+
+def _lives_here(holder: dict[str, Any]) -> bool:
+    try:
+        process = psutil.Process(holder["pid"])
+        # A process that began after the signature was given the number of a dead one.
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= holder["since"] + 1
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _job_is_over(holder: dict[str, Any]) -> bool:

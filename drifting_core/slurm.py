@@ -1,4 +1,4 @@
-"""What SLURM is asked for. Light.
+"""What SLURM is asked for, and what it says. Light.
 
 Its site values are `default-resources` of the profile, which Snakemake gives to rules; Snakemake's plugin turns a job's
 resources into options of sbatch.
@@ -6,10 +6,16 @@ resources into options of sbatch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import hashlib
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from drifting_core.config import Resources
+from drifting_core.faults import Fault
 
 SITE_VALUES = ("cpu_partition", "gpu_type")  # resources of the profile that the plugin does not know
 
@@ -51,3 +57,70 @@ def _where(gpus: int, site: Mapping[str, str]) -> dict[str, str]:
     if gpus:
         return {"gpu_model": site["gpu_type"]} if "gpu_type" in site else {}
     return {"slurm_partition": site["cpu_partition"]} if "cpu_partition" in site else {}
+
+
+# --- its queue -------------------------------------------------------------------------------------------------------
+
+
+class QueuedJob(NamedTuple):
+    """A job that SLURM has not ended, as squeue shows it."""
+
+    id: str
+    name: str
+    state: str
+    node: str  # empty while it waits
+    used: str
+    left: str
+    reason: str  # why it waits
+    comment: str
+    folder: str
+
+    @property
+    def rule(self) -> str:
+        """Rule and wildcards of a job that Snakemake submitted, the name of another one."""
+        rule = self.comment.removeprefix("rule_")
+        return self.name if rule == self.comment else rule.replace("_wildcards_", " ")
+
+
+_FORMAT = "|".join(("%i", "%j", "%T", "%N", "%M", "%L", "%r", "%k", "%Z"))  # the fields of QueuedJob
+_UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
+
+
+def queue() -> list[QueuedJob]:
+    """All jobs of this user. Raises Fault when SLURM does not say."""
+    rows = ask("squeue", "--noheader", "--user", str(os.getuid()), "--format", _FORMAT).splitlines()
+    parts = (row.split("|", len(QueuedJob._fields) - 1) for row in rows)
+    return [QueuedJob(*each) for each in parts if len(each) == len(QueuedJob._fields)]
+
+
+def submitted_from(folder: Path) -> list[QueuedJob]:
+    """Those that a Snakemake which works in `folder` submitted, whatever became of it: it names them [prefix_]UUID."""
+    return [job for job in queue() if Path(job.folder) == folder.resolve() and _UUID.search(job.name)]
+
+
+def job_name(folder: Path, prefix: str) -> str:
+    """What the jobs of `folder` are called: the site's prefix and a few digits of their own, 50 characters at most."""
+    return f"{prefix[:41]}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+
+
+def cancel(jobs: Iterable[QueuedJob]) -> None:
+    ask("scancel", *(job.id for job in jobs))
+
+
+def keeps_accounts() -> bool:
+    """Whether sacct can answer. Raises Fault when SLURM does not say."""
+    found = re.search(r"^AccountingStorageType\s*=\s*(\S+)", ask("scontrol", "show", "config"), re.MULTILINE)
+    return found is not None and found[1] not in ("accounting_storage/none", "(null)")
+
+
+def ask(*command: str) -> str:
+    """What one of SLURM's client programs says. Raises Fault when it fails, or says nothing for a minute."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise Fault(f"{command[0]} is not on the PATH: start where SLURM's programs are, as on a login node") from None
+    except subprocess.TimeoutExpired:
+        raise Fault(f"{command[0]} did not answer within a minute; is SLURM's controller up (`scontrol ping`)?") from None
+    if done.returncode:
+        raise Fault(f"{command[0]} failed: {done.stderr.strip()}; is SLURM's controller up (`scontrol ping`)?")
+    return done.stdout

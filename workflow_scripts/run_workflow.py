@@ -1,19 +1,24 @@
-"""Start Snakemake here: with a stale lock removed when its owner is dead, refusing (with the pid) when it lives.
+"""Start Snakemake here, and only here: it refuses (saying where) while another Snakemake works in this folder, and
+removes the lock of a dead one. On SLURM it first waits for jobs that a dead one left running, so that none is run twice,
+and starts Snakemake again when it hangs.
 
-All arguments are Snakemake's. Example: python workflow_scripts/run_workflow.py --profile profiles/local \\
-                                          results/claim_bundle.done
+Arguments are Snakemake's, but for
+  --cancel-jobs         cancel the jobs that are left instead of waiting for them
+  --silent-minutes N    Snakemake hangs when it has said nothing for this long and none of its jobs is left (10). While
+                        jobs run it looks for news every 3 minutes at least, so fewer than 4 are too few
+
+Example: python workflow_scripts/run_workflow.py --profile slurm results/claim_bundle.done
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from drifting_core.heads import clear_stale_lock
 from drifting_core.jobs import run
+from drifting_core.supervision import run_snakemake
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,9 +27,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(__doc__)
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    clear_stale_lock(Path.cwd(), arguments)
-    # Snakemake takes this process's place: signals and the exit code are its own.
-    os.execv(sys.executable, [sys.executable, "-m", "snakemake", *arguments])
+    made = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    made.add_argument("--cancel-jobs", action="store_true")
+    made.add_argument("--silent-minutes", type=float, default=10)
+    own, arguments = made.parse_known_args(arguments)
+    raise SystemExit(run_snakemake(arguments, **vars(own)))
 
 
 if __name__ == "__main__":

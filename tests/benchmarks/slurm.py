@@ -44,7 +44,7 @@ def chain(made: Cluster, folder: Path, *, tests: bool) -> tuple[list[Job], float
     """The chain's jobs, with the tests' profile and polls or with the shipped ones, and the head's end."""
     folder.mkdir()
     (folder / "Snakefile").write_text(SNAKEFILE)
-    shipped = {"slurm-init-seconds-before-status-checks": 20, "latency-wait": 60}
+    shipped = {"slurm-init-seconds-before-status-checks": 20, "max-status-checks-per-second": 0.2, "latency-wait": 60}
     profile = write_profile(folder / "profile", **({} if tests else shipped))
     environment = {**os.environ, "PYTHONPATH": f"{SHIM}:{ROOT}"} | ({"SECONDS_BETWEEN_POLLS": "0.5"} if tests else {})
     command = [sys.executable, "-m", "snakemake", "--profile", str(profile), f"{LINKS - 1}.json"]

@@ -64,7 +64,12 @@ def write_profile(folder: Path, site: Mapping[str, Any] | None = None, **changes
     """The shipped profile as a user fills it in for the test cluster (`site` values), with intervals of tests."""
     values = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
     values["default-resources"] |= {"cpu_partition": "cpu", "gpu_type": "h200", "mem_mb": 500, "runtime": 5} | (site or {})
-    values |= {"slurm-init-seconds-before-status-checks": 1, "latency-wait": 10, **changes}
+    values |= {
+        "slurm-init-seconds-before-status-checks": 1,
+        "max-status-checks-per-second": 10,
+        "latency-wait": 10,
+        **changes,
+    }
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     return folder

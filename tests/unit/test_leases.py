@@ -64,6 +64,18 @@ def test_an_orphan_is_waited_for(tmp_path: Path) -> None:
         psutil.Process(pid).wait(timeout=10)
 
 
+def test_a_head_outlives_the_shell_that_started_it(tmp_path: Path) -> None:
+    command = f'{sys.executable} -c "$HOLD" {tmp_path} 60 & echo $!; wait'
+    shell = subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, env={"HOLD": HOLD, "PATH": "/usr/bin:/bin"})
+    assert shell.stdout is not None
+    [pid] = [int(line) for line in (shell.stdout.readline(), shell.stdout.readline()) if line != b"held\n"]
+    shell.kill()
+    shell.wait()
+    with pytest.raises(Fault, match=f"process {pid} "), writer_lease(tmp_path, outlives_parent=True):
+        pass
+    os.kill(pid, signal.SIGKILL)
+
+
 ELSEWHERE = {"pid": 12, "parent": 1, "host": "another-node", "slurm_job": None}
 
 

@@ -185,9 +185,15 @@ def controller(site: SlurmSite, seconds: int, minutes: int = 60) -> str:
 
 def back_at_once(site: SlurmSite, job: str) -> None:
     """SLURM starts a requeued job two minutes later; here it need not wait."""
-    until(lambda: "PENDING" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%T"), 120)
+
+    def state() -> str:
+        return site.cluster.call("squeue", "-h", "-j", job, "-o", "%T", check=False).strip()
+
+    until(lambda: state() == "PENDING", 120)
     assert len(running(site)) == 2, "its jobs went on"
-    site.cluster.call("scontrol", "update", f"jobid={job}", "starttime=now")
+    while state() == "PENDING":  # SLURM may set the two minutes after this has taken them away
+        site.cluster.call("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
+        time.sleep(1)
 
 
 def ended(site: SlurmSite, job: str) -> bool:

@@ -28,14 +28,6 @@ rule all:
         f"{RESULTS}/claim_bundle.done",
 
 
-# A job that ended while no head was there leaves its outputs, but no record of what they were made from; Snakemake would
-# then judge by time alone, and train again after a touched file.
-onstart:
-    for job in workflow.dag.jobs:
-        if workflow.dag.reason(job).no_metadata and not workflow.dag.needrun(job):
-            workflow.async_run(workflow.persistence.finished(job))
-
-
 include: "rules/data.smk"
 include: "rules/tokenizer.smk"
 include: "rules/reference.smk"

@@ -104,3 +104,9 @@ def test_the_tree_in_the_architecture_exists(root: Path) -> None:
     named = {word.strip(",()") for word in rooms.replace("→", " ").split() if word.strip(",()").endswith(".py")}
     present = {path.name for path in (root / "drifting_core").rglob("*.py") if path.name != "__init__.py"}
     assert named == present
+
+
+def test_one_handler_says_what_a_start_does(root: Path) -> None:
+    """Of several Snakemake keeps the last, without a word."""
+    texts = [path.read_text() for path in (root / "Snakefile", *(root / "rules").glob("*.smk"))]
+    assert sum(text.count("\nonstart:") for text in texts) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import signal
@@ -103,6 +104,9 @@ def test_a_killed_head_is_followed_by_one_that_repeats_nothing(site: SlurmSite) 
     assert_completed(site, f"{data}/index.json", 3)
     assert "waiting for 1 job(s) of an earlier head: check_archives tiny-" in done.stdout
     assert "the Snakemake that locked this folder is dead: unlocking" in done.stdout
+    # Snakemake would have no record of it, and would judge it by time.
+    record = base64.urlsafe_b64encode(b"results/archives/photos/packed.json").decode()
+    assert (site.folder / ".snakemake/metadata" / record).is_file()
 
     (site.folder / "results/archives/photos/packed.json").touch()
     assert site.planned(f"{data}/index.json") == [], "what the job was made from is on record, as if its head had lived"

@@ -187,21 +187,17 @@ def controller(site: SlurmSite, seconds: int, minutes: int = 60) -> str:
     return said(site).partition("submitted as job ")[2].partition(";")[0]
 
 
-def back_at_once(site: SlurmSite, job: str) -> None:
-    """SLURM starts a requeued job two minutes later; here it need not wait."""
-
-    def state() -> str:
-        return site.cluster.call("squeue", "-h", "-j", job, "-o", "%T", check=False).strip()
-
-    until(lambda: state() == "PENDING", 120)
+def comes_back(site: SlurmSite, job: str) -> None:
+    """Wait for its end. SLURM would start it again two minutes after each requeue; here it need not wait."""
+    until(lambda: "BeginTime" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%r"), 120)
     assert len(running(site)) == 2, "its jobs went on"
-    while state() == "PENDING":  # SLURM may set the two minutes after this has taken them away
-        site.cluster.call("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
-        time.sleep(1)
 
+    def ended() -> bool:
+        if "BeginTime" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%r", check=False):
+            site.cluster.call("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
+        return any(row["JobId"] == job and row["JobState"] == "COMPLETED" for row in site.cluster.jobs())
 
-def ended(site: SlurmSite, job: str) -> bool:
-    return any(row["JobId"] == job and row["JobState"] == "COMPLETED" for row in site.cluster.jobs())
+    until(ended, 120)
 
 
 def test_a_controller_that_is_interrupted_comes_back_to_its_jobs(sleepers: SlurmSite) -> None:
@@ -212,15 +208,13 @@ def test_a_controller_that_is_interrupted_comes_back_to_its_jobs(sleepers: Slurm
     assert len(re.findall(refused, said(sleepers))) == 2, said(sleepers)
 
     sleepers.cluster.call("scancel", "--signal=USR2", job)  # what SLURM does before a limit
-    back_at_once(sleepers, job)
-    until(lambda: ended(sleepers, job))
+    comes_back(sleepers, job)
     assert_completed(sleepers, "all.txt", 3)
     assert "Requeued job" in (sleepers.folder / f"results/logs/controller/{job}_0_log.out").read_text()
 
 
 @pytest.mark.slow
 def test_a_controller_that_reaches_its_limit_comes_back_to_its_jobs(sleepers: SlurmSite) -> None:
-    job = controller(sleepers, 60, minutes=2)
-    back_at_once(sleepers, job)
-    until(lambda: ended(sleepers, job), 120)
+    job = controller(sleepers, 45, minutes=2)
+    comes_back(sleepers, job)
     assert_completed(sleepers, "all.txt", 3)

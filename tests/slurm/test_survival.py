@@ -105,10 +105,13 @@ def assert_ends_alike(
     run = run_of(site.folder, export)
     with one_job_at_a_time(site, processes):
         head = site.start(export)
-        if disturb:
-            until(lambda: (run / "metrics.jsonl").exists() and len(lines(run)) > 7)
-            disturb(site.cluster.call("squeue", "-h", "-t", "R", "-o", "%i").strip())
-        assert head.wait(900) == 0, (site.folder / "head.log").read_text()
+        try:
+            if disturb:
+                until(lambda: (run / "metrics.jsonl").exists() and len(lines(run)) > 7)
+                disturb(site.cluster.call("squeue", "-h", "-t", "R", "-o", "%i").strip())
+            assert head.wait(900) == 0, (site.folder / "head.log").read_text()
+        finally:
+            head.kill()
     state = f"state/step_{STEPS:08d}/state.safetensors"
     assert (run / state).read_bytes() == (undisturbed / state).read_bytes()
     assert lines(run) == lines(undisturbed)
@@ -154,7 +157,9 @@ def test_a_slice_whose_node_fails_goes_on(site: SlurmSite, prepared: tuple[Path,
         node = site.cluster.call("squeue", "-h", "-j", job, "-o", "%N").strip()
         site.cluster.call("scontrol", "update", f"nodename={node}", "state=DOWN", "reason=test")
         until(lambda: "PENDING" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%T"))
-        site.cluster.call("scontrol", "update", f"nodename={node}", "state=RESUME")
+        # Where its daemon has said that it is well, SLURM has taken it back already, and refuses this.
+        site.cluster.call("scontrol", "update", f"nodename={node}", "state=RESUME", check=False)
+        until(lambda: f"{node} idle" in site.cluster.sinfo())
 
     states = assert_ends_alike(site, prepared[1], undisturbed, fail)
     assert states == ["NODE_FAIL", "COMPLETED"]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from drifting_core import programs
 from drifting_core.config import Resources
 from drifting_core.faults import Fault
 
@@ -115,12 +115,10 @@ def keeps_accounts() -> bool:
 
 def ask(*command: str) -> str:
     """What one of SLURM's client programs says. Raises Fault when it fails, or says nothing for a minute."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise Fault(f"{command[0]} is not on the PATH: start where SLURM's programs are, as on a login node") from None
-    except subprocess.TimeoutExpired:
-        raise Fault(f"{command[0]} did not answer within a minute; is SLURM's controller up (`scontrol ping`)?") from None
-    if done.returncode:
-        raise Fault(f"{command[0]} failed: {done.stderr.strip()}; is SLURM's controller up (`scontrol ping`)?")
-    return done.stdout
+    answer = programs.ask(command, seconds=60)
+    if answer.failure:
+        raise Fault(
+            f"{command[0]} failed: {answer.failure}; start where SLURM's programs are (as on a login node) and its "
+            "controller is up (`scontrol ping`)"
+        )
+    return answer.text

@@ -6,7 +6,8 @@ import copy
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_SLURM = "no_slurm"  # folder that hides SLURM's clients
+
+
+def until(true: Callable[[], object], seconds: float = 60, *, look: float = 0.05) -> None:
+    """Wait until it is true; it is looked at every `look` seconds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(look)
 
 
 @pytest.fixture(scope="session")

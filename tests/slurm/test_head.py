@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from drifting_core.config import load_file
 from drifting_core.leases import holder_of
+from tests.conftest import until
 from tests.slurm.conftest import SlurmSite
 from tests.workflow.conftest import ROOT
 
@@ -62,13 +63,6 @@ def start(site: SlurmSite, script: str, *arguments: str) -> subprocess.Popen[str
 
 def said(site: SlurmSite) -> str:
     return (site.folder / "head.log").read_text()
-
-
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def running(site: SlurmSite, rule: str = "") -> list[str]:

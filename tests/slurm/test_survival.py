@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import until
 from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import SlurmSite, write_profile
 from tests.workflow.conftest import Site
@@ -107,7 +107,7 @@ def assert_ends_alike(
         head = site.start(export)
         try:
             if disturb:
-                until(lambda: (run / "metrics.jsonl").exists() and len(lines(run)) > 7)
+                until(lambda: (run / "metrics.jsonl").exists() and len(lines(run)) > 7, 120)
                 disturb(site.cluster.call("squeue", "-h", "-t", "R", "-o", "%i").strip())
             assert head.wait(900) == 0, (site.folder / "head.log").read_text()
         finally:
@@ -119,13 +119,6 @@ def assert_ends_alike(
     assert (run / weights).read_bytes() == (undisturbed / weights).read_bytes()
     jobs = [job for job in site.cluster.jobs() if job["WorkDir"] == str(site.folder)]
     return [job["JobState"] for job in jobs]
-
-
-def until(true: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def logs(site: SlurmSite) -> str:
@@ -156,7 +149,7 @@ def test_a_slice_whose_node_fails_goes_on(site: SlurmSite, prepared: tuple[Path,
     def fail(job: str) -> None:
         node = site.cluster.call("squeue", "-h", "-j", job, "-o", "%N").strip()
         site.cluster.call("scontrol", "update", f"nodename={node}", "state=DOWN", "reason=test")
-        until(lambda: "PENDING" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%T"))
+        until(lambda: "PENDING" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%T"), 120)
         # Where its daemon has said that it is well, SLURM has taken it back already, and refuses this.
         site.cluster.call("scontrol", "update", f"nodename={node}", "state=RESUME", check=False)
         until(lambda: f"{node} idle" in site.cluster.sinfo())
@@ -171,8 +164,8 @@ def test_a_preempted_slice_goes_on(site: SlurmSite, prepared: tuple[Path, str], 
             "sbatch", "--parsable", "-p", "urgent", "-N2", "--gpus-per-node=4", "--mem=1000", "-o", "/dev/null",
             "--wrap", "sleep 5",
         ).strip()  # fmt: skip
-        until(lambda: "PENDING" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%T"))
-        until(lambda: not site.cluster.call("squeue", "-h", "-j", urgent, "-o", "%T"))
+        until(lambda: "PENDING" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%T"), 120)
+        until(lambda: not site.cluster.call("squeue", "-h", "-j", urgent, "-o", "%T"), 120)
 
     states = assert_ends_alike(site, prepared[1], undisturbed, preempt)
     assert states == ["PREEMPTED", "COMPLETED"]

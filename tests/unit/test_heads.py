@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,7 @@ import pytest
 from drifting_core import heads, leases, slurm
 from drifting_core.faults import Fault
 from drifting_core.heads import read_start
-from tests.conftest import ROOT
+from tests.conftest import ROOT, until
 
 RUN = """
 import logging, sys
@@ -81,13 +80,6 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
     return Stage(tmp_path.resolve())
-
-
-def until(true: Callable[[], object]) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_the_exit_code_and_the_arguments_are_snakemakes(stage: Stage) -> None:

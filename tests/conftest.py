@@ -23,12 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_SLURM = "no_slurm"  # folder that hides SLURM's clients
 
 
-def until(true: Callable[[], object], seconds: float = 60, *, look: float = 0.05) -> None:
-    """Wait until it is true; it is looked at every `look` seconds."""
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until it is true."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(look)
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

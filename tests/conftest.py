@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +76,15 @@ def nothing_taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in before.items():
         os.environ.pop(name, None)
         os.environ.update({} if value is None else {name: value})
+
+
+@pytest.fixture(autouse=True)
+def handlers_restored() -> Iterator[None]:
+    """A StopRequest's handlers end with its test: processes forked later would inherit them and ignore Pool.terminate."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ log = logging.getLogger("drifting")
 RANK = "DRIFTING_RANK"  # number of a process that devices.py started as one of several on this machine
 SIZE = "DRIFTING_SIZE"  # how many they are
 SRUN = "DRIFTING_SRUN"  # set for the tasks of a SLURM step that devices.py started
+ENDED = "exit code %d after %s, peak memory %.0f MB"  # last line of a log
 _LINE_SECONDS = 30.0  # between lines of a batch log that say how far a job is
 
 
@@ -103,12 +104,21 @@ def json_argument(text: str) -> Any:
 
 
 def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run a script's main and give its exit code: 0, 75 (call again), 1 (a fault, said in one message)."""
+    """Run a script's main and give its exit code: 0, 75 (call again), 1 (a fault, said in one message).
+
+    It is also the last line of the job's log, which `claims/commands.py` reads; a log without it is of a job that was
+    killed, or that still runs.
+    """
     began = time.monotonic()
+    code = _exit_code(main, argv)
+    if _has_log_file() and _rank() is None:
+        log.info(ENDED, code, duration(time.monotonic() - began), peak_megabytes())
+    return code
+
+
+def _exit_code(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
     try:
         main(argv)
-        if _has_log_file():
-            log.info("done in %s, peak memory %.0f MB", duration(time.monotonic() - began), peak_megabytes())
     except Stopped as stopped:
         log.warning("stopped: %s; the same command continues", stopped)
         return CALL_AGAIN

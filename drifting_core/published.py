@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+PAPER = "2602.04770"  # on arXiv
 REPOSITORY = "Goodeat/drifting"
 REVISION = "1a5afa9fc22c3beefe06e4689e84d3e6500b5983"
 METADATA, PARAMETERS = "metadata.json", "ema_params.msgpack"
@@ -38,6 +39,8 @@ NETWORKS = {
     "mae_latent_256": Published("encoder", "models/mae/jax/mae_latent_256"),
     "mae_latent_640": Published("encoder", "models/mae/jax/mae_latent_640"),
 }
+
+PRESETS = {"ablation": "ablation", "b2": "latent_B_sota", "l2": "latent_L_sota"}  # which of them a preset trains itself
 
 
 def reported(source: str) -> Reported | None:

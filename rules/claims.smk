@@ -1,4 +1,21 @@
 # Everything that a reader needs to check the numbers, in one folder; and the pointer to the active configuration's.
+# What `snakemake --report` shows is declared here; where there is no training, there is nothing over training steps.
+
+
+localrules:
+    model,
+
+
+IN_EVERY_BUNDLE = [
+    *shown("Claim", "", "report.html"),
+    *shown("Figures", "figures/", "claim_grid.png", "alpha_sweep.png"),
+    *shown("Figures", "figures/", "alpha_strip.png", "neighbour_pairs.png"),
+    *shown("Tables", "tables/", "claim.csv", "last_k.csv", "alpha_sweep.csv"),
+]
+OVER_TRAINING = [
+    *shown("Figures", "figures/", "progress.png", "steps.png"),
+    *shown("Tables", "tables/", "curve.csv"),
+]
 
 
 rule make_bundle:
@@ -25,7 +42,9 @@ rule make_bundle:
         neighbours=f"{RESULTS}/runs/{{run}}/neighbours/neighbours.json",
         exports=lambda wildcards: LAYOUT.candidates(wildcards.run),
     output:
-        f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
+        *IN_EVERY_BUNDLE,
+        *OVER_TRAINING,
+        done=f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
     log:
         f"{LOGS}/{{run}}/make_bundle.log",
     conda:
@@ -39,7 +58,18 @@ rule make_bundle:
         ],
     shell:
         'exec python $WORKFLOW_SCRIPTS/make_bundle.py --config {params.config:q} --operations "$OPERATIONS"'
-        " --run {wildcards.run} --inputs {params.inputs} --output {output} --log {log}"
+        " --run {wildcards.run} --inputs {params.inputs} --output {output.done} --log {log}"
+
+
+use rule make_bundle as make_bundle_imported with:
+    output:
+        *IN_EVERY_BUNDLE,
+        done=f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
+    wildcard_constraints:
+        run=LAYOUT.imported("run"),
+
+
+ruleorder: make_bundle_imported > make_bundle
 
 
 rule claim_bundle:
@@ -53,3 +83,29 @@ rule claim_bundle:
         "../envs/drifting.yaml"
     shell:
         "exec python $WORKFLOW_SCRIPTS/point_claim.py --bundle {input.bundle} --output {output} --log {log}"
+
+
+# The recommended generator of the active configuration as a folder that runs without this project: `snakemake model`.
+rule model:
+    input:
+        f"{LAYOUT.folder('run')}/model/manifest.json",
+
+
+rule export_model:
+    input:
+        recommendation=f"{RESULTS}/runs/{{run}}/recommendation.json",
+        exports=lambda wildcards: LAYOUT.candidates(wildcards.run),
+        tokenizer=file_of("run", "tokenizer", "manifest.json"),
+        index=file_of("run", "data", "index.json"),
+        claim=f"{RESULTS}/runs/{{run}}/tables/claim.json",
+    output:
+        f"{RESULTS}/runs/{{run}}/model/manifest.json",
+    log:
+        f"{LOGS}/{{run}}/export_model.log",
+    conda:
+        "../envs/drifting.yaml"
+    resources:
+        **light(60, ACTIVE.evaluation.resources.memory_mb),
+    shell:
+        "exec python $WORKFLOW_SCRIPTS/export_model.py --recommendation {input.recommendation} --exports {input.exports}"
+        " --tokenizer {input.tokenizer} --index {input.index} --claim {input.claim} --output {output} --log {log}"

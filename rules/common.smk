@@ -113,6 +113,17 @@ def trained_from(wanted, rest):
     return of_wildcards
 
 
+def shown(category, folder, *names):
+    """Outputs of a bundle for the report, each with its caption in report/."""
+    for name in names:
+        about = {
+            "caption": f"../report/{name.partition('.')[0]}.rst",
+            "category": category,
+            "labels": {"run": "{run}", "what": name},
+        }
+        yield report(f"{RESULTS}/bundles/{{run}}/{folder}{name}", **about)
+
+
 def named(inputs):
     """(role, path) of every input of a job, lists taken apart."""
     for role, paths in inputs.items():

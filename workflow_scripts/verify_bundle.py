@@ -1,6 +1,9 @@
-"""Re-hash every file of a bundle; exit 1 and name the first that is changed, missing or not listed.
+"""Check a bundle: hashes, tables, recommendation; with --deep also numbers, words and figures. Exit 1 naming what differs.
 
-Example: python workflow_scripts/verify_bundle.py results/bundles/demo-0123abcd
+Without --deep the bundle's folder is enough, wherever it lies. --deep needs the results folder that it was made in: it
+draws figures and writes words again, recomputes every evaluation from its features, and decodes images from latents.
+
+Example: python workflow_scripts/verify_bundle.py --deep results/bundles/demo-0123abcd
 """
 
 from __future__ import annotations
@@ -14,11 +17,20 @@ from drifting_core.jobs import parser, run, start
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("folder", type=Path, help="the bundle")
+    made.add_argument("--deep", action="store_true", help="also against the features and latents of its evaluations")
+    made.add_argument("--images", type=int, default=200, help="with --deep: images of the claim that are decoded again")
+    made.add_argument("--device", default="cpu", help="with --deep: cpu, or cuda")
     arguments = start(made, argv)
+
+    if arguments.deep:
+        from drifting_core.claims.deep import verify_deeply
+
+        print("\n".join(verify_deeply(arguments.folder, images=arguments.images, device=arguments.device)))
+        return
 
     from drifting_core.claims.verifying import verify_bundle
 
-    print(f"bundle whole: {len(verify_bundle(arguments.folder).files)} files")
+    print(f"bundle whole: {len(verify_bundle(arguments.folder).files)} files; tables follow from their evaluations")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from drifting_core.artifacts.publishing import Artifact, Sha256
 
@@ -216,12 +216,22 @@ class Neighbours(Artifact):
 class Bundle(Artifact):
     """The claim bundle: `files` lists everything in its folder but this file and claim_bundle.done.
 
-    `inputs` maps the path below results/ of each artifact that was taken in to its hash.
+    `inputs` maps the path below results/ of each artifact that was taken in to its hash, `roles` to the role it plays.
     """
 
     kind: Literal["bundle"] = "bundle"
     run: str
+    roles: dict[str, str] = Field(default_factory=dict)
     configuration_values: dict[str, Any]
+
+
+class ModelExport(Artifact):
+    """The recommended generator as a folder that runs without this project; `files` lists it."""
+
+    kind: Literal["model_export"] = "model_export"
+    step: int
+    alpha: float
+    parameters: int
 
 
 class ProvenanceNode(BaseModel):

@@ -7,7 +7,9 @@ manifest) last, so a bundle without the last is no bundle.
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,7 @@ from drifting_core.artifacts import (
     publish,
     records,
 )
-from drifting_core.claims import card, figures, progress
+from drifting_core.claims import card, commands, figures, pages, progress
 from drifting_core.claims.sources import Source, Sources
 from drifting_core.claims.verifying import DONE, MANIFEST, files_of, marker
 from drifting_core.identity import Section
@@ -49,12 +51,12 @@ def make_bundle(
     `typed`: the sections of the whole configuration. Raises Fault when artifacts are missing or do not fit together.
     """
     results = folder.parent.parent
-    sources = Sources([*given, *_records(given)], results)
+    sources = Sources.below(results, [*given, *_records(given)])
     values: dict[str, Any] = {"name": run.rsplit("-", 1)[0], "results": results.as_posix()}
     values |= {name: section.model_dump(mode="json") for name, section in typed.items()}
     (folder / DONE).unlink(missing_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    written = _write(folder, _contents(sources, values, run))
+    written = _write(folder, {**contents(sources, values, run), **_as_it_ran(sources, results, run)})
     for stale in set(files_of(folder)) - set(written):
         (folder / stale).unlink()
     Bundle(
@@ -63,6 +65,7 @@ def make_bundle(
         inputs={source.below_results: source.sha256 for source in sources.all},
         files=records(folder, sorted(written)),
         run=run,
+        roles={source.below_results: source.role for source in sources.all},
         configuration_values=values,
     ).write(folder / MANIFEST)
     marker(folder).write(folder / DONE)
@@ -74,29 +77,57 @@ def _records(given: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
     return [("record", path) for path in beside if path.is_file()]
 
 
-def _write(folder: Path, contents: Mapping[str, bytes]) -> list[str]:
-    for place, content in contents.items():
+def _write(folder: Path, made: Mapping[str, bytes]) -> list[str]:
+    for place, content in made.items():
         with publish(folder / place) as scratch:
             scratch.write_bytes(content)
-    return list(contents)
+    return list(made)
 
 
-def _contents(sources: Sources, values: Mapping[str, Any], run: str) -> dict[str, bytes]:
-    """Every file of the bundle but the last two, by its place."""
-    contents = {source.place: source.path.read_bytes() for source in sources.all}
+def _as_it_ran(sources: Sources, results: Path, run: str) -> dict[str, bytes]:
+    """RUN.md and commands.txt, from the logs of all jobs that the artifacts come from."""
+    jobs = commands.jobs_of(results, {"/".join(source.below_results.split("/")[:2]) for source in sources.all})
+    page = pages.markdown(commands.page(run, jobs, _commands(results.as_posix(), run)))
+    return {commands.PAGE: page.encode(), commands.COMMANDS: commands.text(jobs).encode()}
+
+
+def contents(
+    sources: Sources, values: Mapping[str, Any], run: str, shown: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
+    """Every file of the bundle, by its place, that follows from its artifacts: a function of them and of this code.
+
+    `shown`: the pictures that the report embeds, by default those that are drawn.
+    """
+    made = {source.place: source.path.read_bytes() for source in sources.all}
     training, nodes = _training(sources), sources.graph()
     if training is not None:
-        contents[card.TRAINING] = _json(training.model_dump(mode="json"))
-        nodes.append(_training_node(training, contents[card.TRAINING]))
+        made[card.TRAINING] = _json(training.model_dump(mode="json"))
+        nodes.append(_training_node(training, made[card.TRAINING]))
+    made |= {f"tables/{role}.csv": _csv(table) for role, table in sources.tables.items()}
     pictures, captions = _pictures(sources, training)
-    contents |= {f"figures/{name}": picture for name, picture in pictures.items()}
-    contents["configuration.json"] = _json(values)
-    contents["provenance.json"] = _json([node.model_dump() for node in nodes])
-    blocks = card.claim_content(sources, values, run, _commands(values["results"], run), captions)
-    contents["CLAIM.md"] = card.markdown(blocks).encode()
-    report = card.report(blocks, f"Claim of {run}", lambda place: base64.b64encode(contents[place]).decode())
-    contents["report.html"] = report.encode()
-    return contents
+    made |= {f"figures/{name}": picture for name, picture in pictures.items()}
+    made["configuration.json"] = _json(values)
+    made["provenance.json"] = _json([node.model_dump() for node in nodes])
+    blocks = card.claim_content(sources, values, run, _commands(values["results"], run), captions, training is not None)
+    made["CLAIM.md"] = pages.markdown(blocks).encode()
+    report = pages.report(blocks, f"Claim of {run}", lambda place: base64.b64encode((shown or made)[place]).decode())
+    made["report.html"] = report.encode()
+    return made
+
+
+def _csv(table: MetricsTable) -> bytes:
+    """A table of evaluations for spreadsheets: all its numbers, in full, under the names that the contract gives them."""
+    names = {
+        "distance": table.distance_name, "distance_error": f"{table.distance_name} standard error",
+        "score": table.score_name, "score_std": f"{table.score_name} standard deviation",
+    }  # fmt: skip
+    shown = [column for column in table.rows[0] if column != "metrics_sha256"]
+    held = io.StringIO()
+    writer = csv.writer(held, lineterminator="\n")
+    writer.writerow([*(names.get(column, column.replace("_", " ")) for column in shown), "images", "evaluation contract"])
+    for row in table.rows:
+        writer.writerow([*(row[column] for column in shown), table.contract.samples, table.contract_hash[:16]])
+    return held.getvalue().encode()
 
 
 def _training(sources: Sources) -> TrainingCurve | None:
@@ -132,7 +163,7 @@ def _commands(results: str, run: str) -> str:
     return "\n".join(
         [
             "# from the root of a checkout of the version that manifest.json names under 'code'",
-            f"python workflow_scripts/verify_bundle.py {results}/bundles/{run}",
+            f"python workflow_scripts/verify_bundle.py {results}/bundles/{run}  # --deep: from features and latents",
             f"snakemake --profile local {results}/claim_bundle.done --configfile {results}/bundles/{run}/configuration.json",
         ]
     )
@@ -148,11 +179,10 @@ def _pictures(sources: Sources, training: TrainingCurve | None) -> tuple[dict[st
     made: dict[str, tuple[bytes, str]] = {"claim_grid.png": _claim_grid(sources)}
     if "curve" in tables:
         curve = tables["curve"]
-        if training is None:
-            words = f"{distance} with its standard error, and diversity within classes, over training (step 0: untrained)."
-            made["curve.png"] = (figures.curve(curve), words)
-        else:
-            made["progress.png"] = (figures.progress(curve, training), progress.caption(curve))
+        made["progress.png"] = (
+            figures.progress(curve, training) if training else figures.curve(curve),
+            progress.caption(curve, training),
+        )
         made["steps.png"] = (_over_steps(sources, curve), "Equal noise over training steps: one sample of each class.")
     sweep = tables["alpha_sweep"]
     made["alpha_sweep.png"] = (

@@ -1,12 +1,11 @@
-"""The words of a claim: one content, as CLAIM.md and as report.html. Every number links to its JSON."""
+"""The words of a claim: the content of CLAIM.md and report.html. Every number links to its JSON."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from drifting_core import published
 from drifting_core.artifacts import (
     FeatureNetwork,
     Index,
@@ -16,9 +15,10 @@ from drifting_core.artifacts import (
     ReferenceStatistics,
     TokenizerManifest,
 )
+from drifting_core.claims.pages import Block, Bullets, Code, Heading, Inline, Link, Paragraph, Picture, Table
 from drifting_core.claims.sources import Sources
 from drifting_core.evaluation.contract import explain_name
-from drifting_core.published import reported
+from drifting_core.published import Reported
 
 TRAINING = "tables/training.json"  # what the training logged
 RECORDS = {  # what a training leaves for readers, and what that is
@@ -27,54 +27,14 @@ RECORDS = {  # what a training leaves for readers, and what that is
     "codebase_fingerprint.json": "digest of the code, by file",
     "latent_summary.json": "the training latents in short",
 }
+USE = (
+    "Use: study of the method and of this pipeline. Images carry what their training images carry, bias included. Not for "
+    "deciding anything about people."
+)
 
-
-@dataclass(frozen=True)
-class Link:
-    text: str
-    place: str
-
-
-Inline = str | Link | Sequence["str | Link"]
-
-
-@dataclass(frozen=True)
-class Heading:
-    level: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Paragraph:
-    text: Inline
-
-
-@dataclass(frozen=True)
-class Bullets:
-    items: Sequence[Inline]
-
-
-@dataclass(frozen=True)
-class Table:
-    header: Sequence[str]
-    rows: Sequence[Sequence[Inline]]
-
-
-@dataclass(frozen=True)
-class Picture:
-    place: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Code:
-    text: str
-
-
-Block = Heading | Paragraph | Bullets | Table | Picture | Code
-
-
-# --- content --------------------------------------------------------------------------------------------------------
+_TRAINING_NUMBERS = [
+    Paragraph(["The loss itself is constant by design. What the training logged: ", Link(TRAINING, TRAINING), "."])
+]
 
 
 def claim_content(
@@ -83,12 +43,15 @@ def claim_content(
     run: str,
     commands: str,
     pictures: Mapping[str, str],
+    logged: bool,
 ) -> list[Block]:
-    """The whole card. `pictures`: captions by file name in figures/; `values`: the resolved configuration."""
+    """The whole card. `pictures`: captions by file name in figures/; `values`: the resolved configuration; `logged`:
+    whether there is what the training logged.
+    """
     return [
         Heading(1, f"Claim of the run {run}"),
         *_claim(sources, values, pictures),
-        *_selection(sources, pictures),
+        *_selection(sources, pictures, logged),
         *_neighbours(sources, pictures),
         *_contract(sources),
         *_model_card(sources, values),
@@ -114,54 +77,67 @@ def _claim(sources: Sources, values: Mapping[str, Any], pictures: Mapping[str, s
             "JSON that holds it."
         ),
         Heading(2, "The claim"),
-        _claim_table(sources),
+        metrics_table(sources, "claim"),
         Paragraph(explain_name(table.contract)),
-        *_reported(sources),
+        *_reported(sources, values["name"]),
         Bullets(_reading(table, sources)),
         *_pictures(pictures, "claim_grid.png"),
     ]
 
 
-def _claim_table(sources: Sources) -> Table:
-    """Our numbers; where they are FID and IS of a published generator, what is reported for it below them."""
-    own, numbers = metrics_table(sources, "claim"), _numbers_reported(sources)
-    if not numbers or sources.tables["claim"].distance_name != "FID":
-        return own
-    rows = [
-        [who, f"{alpha:g}", "-", "50,000", fid, score, *["-"] * (len(own.header) - 6)] for who, alpha, fid, score in numbers
-    ]
-    return Table(own.header, [*own.rows, *rows])
-
-
-def _numbers_reported(sources: Sources) -> list[tuple[str, float, str, str]]:
-    """(by whom, alpha, FID, IS) of the generator that was imported, if it is one of the authors'."""
-    numbers = reported(sources.imported.source) if sources.imported else None
+def _reported(sources: Sources, preset: str) -> list[Block]:
+    """The paper's and the release's numbers beside ours, where there are any, and whether they can be compared."""
+    source = f"released:{published.PRESETS.get(preset, '')}" if sources.imported is None else sources.imported.source
+    numbers = published.reported(source)
     if numbers is None:
         return []
-
-    def shown(value: float | None) -> str:
-        return "-" if value is None else f"{value:g}"
-
+    table = sources.tables["claim"]
+    comparable = table.distance_name == "FID"
+    verdict = "made under their own contract, not checked here" if comparable else f"not comparable: {_unlike(table)}"
+    theirs = "the authors' weights" if sources.imported is None else "these weights"
+    rows: list[Sequence[Inline]] = [_ours(table, sources), *_theirs(numbers, f"reported for {theirs}", verdict)]
     return [
-        ("reported in the paper", numbers.alpha, shown(numbers.fid_paper), shown(numbers.is_paper)),
-        ("reported for these weights", numbers.alpha, shown(numbers.fid_release), shown(numbers.is_release)),
+        Heading(3, "Beside published numbers"),
+        Table(["whose", "alpha", "images", "distance", "score", "comparable with the first row?"], rows),
+        Paragraph(
+            "Theirs are the best over guidance strengths, from their own Inception implementation and their statistics of the "
+            "training images."
+        ),
     ]
 
 
-def _reported(sources: Sources) -> list[Block]:
-    """What must be said where others' numbers stand beside ours, or cannot."""
-    numbers = _numbers_reported(sources)
-    if not numbers:
-        return []
-    if sources.tables["claim"].distance_name == "FID":
-        return [
-            Paragraph(
-                "The rows of others were made under their own contract (their Inception implementation and their statistics "
-                "of the training images), at their best guidance strength; they are not checked here."
-            )
+def _unlike(table: MetricsTable) -> str:
+    """Why numbers that are not FID cannot be compared with FID, in a few words."""
+    how = table.contract
+    if how.uses_fid_network:
+        return f"ours compares with {how.reference_images:,} {how.reference_split} images"
+    return f"ours is seen through {'Inception with other weights' if how.network == 'inception' else how.network}"
+
+
+def _ours(table: MetricsTable, sources: Sources) -> Sequence[Inline]:
+    row = table.rows[0]
+    place = sources.of_row(row).place
+    cells = {column.title: column.show(row) for column in columns(table)}
+    distance, score = (Link(f"{name} {cells[name]}", place) for name in (table.distance_name, table.score_name))
+    return ["this claim", f"{row['alpha']:g}", f"{table.contract.samples:,}", distance, score, "-"]
+
+
+def _theirs(numbers: Reported, release: str, verdict: str) -> list[Sequence[Inline]]:
+    """A row for the paper and one for the released weights; FID-50K and IS, - where nobody says."""
+    pairs = {
+        "reported in the paper": (numbers.fid_paper, numbers.is_paper),
+        release: (numbers.fid_release, numbers.is_release),
+    }
+    return [
+        [
+            whose,
+            f"{numbers.alpha:g}",
+            "50,000",
+            *("-" if x is None else f"{n} {x:g}" for n, x in zip(("FID", "IS"), found)),
+            verdict,
         ]
-    lines = "; ".join(f"{who}: FID {fid}, IS {score} at alpha {alpha:g}" for who, alpha, fid, score in numbers)
-    return [Paragraph(f"Not comparable with the numbers above, which are not FID and IS: {lines} (50,000 images).")]
+        for whose, found in pairs.items()
+    ]
 
 
 def _reading(table: MetricsTable, sources: Sources) -> list[Inline]:
@@ -207,7 +183,7 @@ def _imported_reference(reference: ReferenceStatistics, place: str) -> Inline:
     return said
 
 
-def _selection(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:
+def _selection(sources: Sources, pictures: Mapping[str, str], logged: bool) -> list[Block]:
     chosen = sources.one("recommendation", Recommendation)
     place = sources.source("recommendation").place
     tied = ", ".join(f"step {c.step} at alpha {c.alpha:g}" for c in chosen.tied) or "none"
@@ -221,19 +197,13 @@ def _selection(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:
         blocks += [
             Heading(3, "Over training"),
             metrics_table(sources, "curve"),
-            *_pictures(pictures, "curve.png", "progress.png"),
-            *_training_numbers(pictures),
+            *_pictures(pictures, "progress.png"),
+            *(_TRAINING_NUMBERS if logged else []),
             *_pictures(pictures, "steps.png"),
         ]
     blocks += [Heading(3, "Last exports"), metrics_table(sources, "last_k")]
     blocks += [Heading(3, "Guidance strength"), metrics_table(sources, "alpha_sweep")]
     return blocks + _pictures(pictures, "alpha_sweep.png", "alpha_strip.png")
-
-
-def _training_numbers(pictures: Mapping[str, str]) -> list[Block]:
-    if "progress.png" not in pictures:
-        return []
-    return [Paragraph(["The loss itself is constant by design. What the training logged: ", Link(TRAINING, TRAINING), "."])]
 
 
 def _single_export(sources: Sources) -> list[Block]:
@@ -305,8 +275,7 @@ def _model_card(sources: Sources, values: Mapping[str, Any]) -> list[Block]:
                 _training(sources, values["training"]),
                 f"Tokenizer: {tokenizer.source}; {tokenizer.channels} channels, factor {tokenizer.factor}{psnr}.",
                 f"Features of the evaluation: {network.network}, {network.dimensions} numbers, {network.resize}.",
-                "Use: study of the method and of this pipeline. Images carry what their training images carry, bias "
-                "included. Not for deciding anything about people.",
+                USE,
                 *_limits(sources),
             ]
         ),
@@ -339,8 +308,21 @@ def _check_and_repeat(sources: Sources, commands: str) -> list[Block]:
     records = [source.place for source in sources.all if source.role == "record"]
     seen: list[Inline] = [[Link("configuration.json", "configuration.json"), ": every resolved value of the configuration."]]
     seen += [[Link(place, place), f": {RECORDS[place.rsplit('/', 1)[-1]]}."] for place in records]
-    seen.append([Link("manifest.json", "manifest.json"), ": SHA-256 of every file of this bundle."])
+    seen += [
+        [
+            Link("RUN.md", "RUN.md"),
+            ": every job and the exit code of its last attempt; ",
+            Link("commands.txt", "commands.txt"),
+        ],
+        ["tables as CSV: ", *_listed([f"tables/{role}.csv" for role in sources.tables])],
+        [Link("manifest.json", "manifest.json"), ": SHA-256 of every file of this bundle."],
+    ]
     return [Heading(2, "Check and repeat"), Bullets(seen), Code(commands)]
+
+
+def _listed(places: Sequence[str]) -> list[str | Link]:
+    """Links with commas between them."""
+    return [part for place in places for part in (", ", Link(place.rsplit("/", 1)[-1], place))][1:]
 
 
 def _provenance(sources: Sources) -> list[Block]:
@@ -369,101 +351,43 @@ def _pictures(captions: Mapping[str, str], *names: str) -> list[Block]:
     return [Picture(f"figures/{name}", captions[name]) for name in names if name in captions]
 
 
+class Column(NamedTuple):
+    """A column of a table of evaluations: its title, and what it shows of a row."""
+
+    title: str
+    show: Callable[[Mapping[str, Any]], str]
+
+
+def columns(table: MetricsTable) -> list[Column]:
+    """The columns that a table of evaluations has numbers for."""
+    return [
+        Column(table.distance_name, lambda row: f"{row['distance']:.4g} ± {row['distance_error']:.2g}"),
+        Column(table.score_name, lambda row: f"{row['score']:.3f} ± {row['score_std']:.2g}"),
+        Column("precision", lambda row: f"{row['precision']:.3f}"),
+        Column("recall", lambda row: f"{row['recall']:.3f}"),
+        Column("class accuracy", lambda row: "-" if row["label_accuracy"] is None else f"{row['label_accuracy']:.3f}"),
+        Column("diversity", lambda row: f"{row['within_class_diversity']:.3f}"),
+    ]
+
+
+def plain_metrics(table: MetricsTable) -> Table:
+    """A table of evaluations without links."""
+    rows = [[*_which(table, row), *(column.show(row) for column in columns(table))] for row in table.rows]
+    return Table([*_WHICH, *(column.title for column in columns(table))], rows)
+
+
 def metrics_table(sources: Sources, role: str) -> Table:
     """A table of evaluations; each number links to the metrics.json of its row."""
     table = sources.tables[role]
-    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = [
-        (table.distance_name, lambda row: f"{row['distance']:.4g} ± {row['distance_error']:.2g}"),
-        (table.score_name, lambda row: f"{row['score']:.3f} ± {row['score_std']:.2g}"),
-        ("precision", lambda row: f"{row['precision']:.3f}"),
-        ("recall", lambda row: f"{row['recall']:.3f}"),
-        ("class accuracy", lambda row: "-" if row["label_accuracy"] is None else f"{row['label_accuracy']:.3f}"),
-        ("diversity", lambda row: f"{row['within_class_diversity']:.3f}"),
+    rows = [
+        [*_which(table, row), *(Link(column.show(row), sources.of_row(row).place) for column in columns(table))]
+        for row in table.rows
     ]
-    rows = []
-    for row in table.rows:
-        place = sources.of_row(row).place
-        cells: list[Inline] = [str(row["step"]), f"{row['alpha']:g}", str(row["seed"]), f"{table.contract.samples:,}"]
-        rows.append(cells + [Link(show(row), place) for _, show in columns])
-    return Table(["step", "alpha", "seed", "images", *(name for name, _ in columns)], rows)
+    return Table([*_WHICH, *(column.title for column in columns(table))], rows)
 
 
-# --- rendering ------------------------------------------------------------------------------------------------------
+_WHICH = ("step", "alpha", "seed", "images")
 
 
-def _parts(text: Inline) -> Sequence[str | Link]:
-    return [text] if isinstance(text, str | Link) else text
-
-
-def markdown(blocks: Sequence[Block]) -> str:
-    """GitHub-flavoured Markdown."""
-    return "\n\n".join(_markdown_block(block) for block in blocks) + "\n"
-
-
-def _markdown_block(block: Block) -> str:
-    match block:
-        case Heading(level, text):
-            return f"{'#' * level} {text}"
-        case Paragraph(text):
-            return _markdown_inline(text)
-        case Bullets(items):
-            return "\n".join(f"- {_markdown_inline(item)}" for item in items)
-        case Table(header, rows):
-            lines = [header, ["---"] * len(header), *([_markdown_inline(cell) for cell in row] for row in rows)]
-            return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        case Picture(place, caption):
-            return f"![{caption}]({place})\n\n*{caption}*"
-        case Code(text):
-            return f"```sh\n{text}\n```"
-
-
-def _markdown_inline(text: Inline) -> str:
-    return "".join(f"[{p.text}]({p.place})" if isinstance(p, Link) else p.replace("|", "\\|") for p in _parts(text))
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1, h2, h3 { line-height: 1.2; margin-top: 2em; } h1 { margin-top: 0; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid #ddd; padding: .25em .7em; text-align: left; white-space: nowrap; }
-th { border-bottom: 2px solid #888; } a { color: #1b4f72; }
-figure { margin: 1.5em 0; } img { max-width: 100%; } figcaption { color: #555; font-size: 90%; }
-pre { background: #f4f4f4; padding: .8em; overflow-x: auto; }
-"""
-
-
-def report(blocks: Sequence[Block], title: str, picture: Callable[[str], str]) -> str:
-    """One HTML file without outside resources; `picture` gives the base64 of a PNG of the bundle."""
-    body = "\n".join(_html_block(block, picture) for block in blocks)
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style></head>\n'
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
-def _html_block(block: Block, picture: Callable[[str], str]) -> str:
-    match block:
-        case Heading(level, text):
-            return f"<h{level}>{html.escape(text)}</h{level}>"
-        case Paragraph(text):
-            return f"<p>{_html_inline(text)}</p>"
-        case Bullets(items):
-            return "<ul>" + "".join(f"<li>{_html_inline(item)}</li>" for item in items) + "</ul>"
-        case Table(header, rows):
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-            lines = ("".join(f"<td>{_html_inline(cell)}</td>" for cell in row) for row in rows)
-            return f"<table><tr>{head}</tr>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
-        case Picture(place, caption):
-            words = html.escape(caption)
-            source = f"data:image/png;base64,{picture(place)}"
-            return f'<figure><img src="{source}" alt="{words}"><figcaption>{words}</figcaption></figure>'
-        case Code(text):
-            return f"<pre>{html.escape(text)}</pre>"
-
-
-def _html_inline(text: Inline) -> str:
-    return "".join(
-        f'<a href="{html.escape(p.place)}">{html.escape(p.text)}</a>' if isinstance(p, Link) else html.escape(p)
-        for p in _parts(text)
-    )
+def _which(table: MetricsTable, row: Mapping[str, Any]) -> list[Inline]:
+    return [str(row["step"]), f"{row['alpha']:g}", str(row["seed"]), f"{table.contract.samples:,}"]

@@ -57,9 +57,9 @@ class Source(NamedTuple):
 class Sources:
     """All artifacts of a claim. Raises Fault where one is missing or they do not fit together."""
 
-    def __init__(self, given: Sequence[tuple[str, Path]], results: Path) -> None:
-        """`given`: (role, path) pairs; the roles of SINGLE once each, `metrics` often, any other JSON under any role."""
-        self.all = [_read(role, path, results) for role, path in given]
+    def __init__(self, given: Sequence[Source]) -> None:
+        """The roles of SINGLE once each, `metrics` often, any other JSON under any role."""
+        self.all = list(given)
         for role in (*SINGLE, *OPTIONAL):
             found = sum(source.role == role for source in self.all)
             if found > 1 or (found == 0 and role in SINGLE):
@@ -68,6 +68,23 @@ class Sources:
         self._check_rows()
         self._check_choice()
         self._check_neighbours()
+
+    @classmethod
+    def below(cls, results: Path, given: Sequence[tuple[str, Path]]) -> Sources:
+        """From the workflow's own files, as (role, path) below `results`."""
+        found = []
+        for role, path in given:
+            try:
+                below = path.absolute().relative_to(results.absolute()).as_posix()
+            except ValueError:
+                raise Fault(f"{path}: is not below {results}; a bundle takes in what the workflow made there") from None
+            found.append(_read(role, path, below))
+        return cls(found)
+
+    @classmethod
+    def inside(cls, bundle: Path, roles: Mapping[str, str]) -> Sources:
+        """From the copies that a bundle holds; `roles` by path below results/, as its manifest has them."""
+        return cls([_read(role, bundle / _place(role, below), below) for below, role in roles.items()])
 
     def source(self, role: str) -> Source:
         return next(source for source in self.all if source.role == role)
@@ -145,16 +162,16 @@ class Sources:
             raise Fault("bundle: the neighbours were looked up for other samples than the claim's; make the audit again")
 
 
-def _read(role: str, path: Path, results: Path) -> Source:
+def _place(role: str, below_results: str) -> str:
+    """Where an artifact lies in the bundle."""
+    return f"tables/{role}.json" if role in _IN_TABLES else f"artifacts/{below_results}"
+
+
+def _read(role: str, path: Path, below_results: str) -> Source:
     model = (SINGLE | OPTIONAL | MANY).get(role)
     content = model.read(path) if model else None
     try:
         values = json.loads(path.read_bytes())
     except (OSError, json.JSONDecodeError) as error:
         raise Fault(f"{path}: {error}; a bundle takes in JSON files only") from None
-    try:
-        below = path.absolute().relative_to(results.absolute()).as_posix()
-    except ValueError:
-        raise Fault(f"{path}: is not below {results}; a bundle takes in what the workflow made there") from None
-    place = f"tables/{role}.json" if role in _IN_TABLES else f"artifacts/{below}"
-    return Source(role, path, below, place, sha256_file(path), values, content)
+    return Source(role, path, below_results, _place(role, below_results), sha256_file(path), values, content)

@@ -1,11 +1,18 @@
-"""Whether a claim bundle is whole; light, so that a reader can check one anywhere."""
+"""Whether a claim bundle is whole, and its tables follow from its evaluations; light, so that anyone can check one.
+
+`deep.py` goes on from there to features, latents, words and figures.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
 
-from drifting_core.artifacts import Bundle, BundleDone, MetricsTable, publish, sha256_file
+from drifting_core.artifacts import Artifact, Bundle, BundleDone, MetricsTable, Recommendation, publish, sha256_file
+from drifting_core.claims.sources import Sources
+from drifting_core.config import Selection
+from drifting_core.evaluation.recommend import recommend
+from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
 
 MANIFEST, DONE = "manifest.json", "claim_bundle.done"
@@ -32,7 +39,9 @@ def files_of(folder: Path) -> list[str]:
 
 
 def verify_bundle(folder: Path) -> Bundle:
-    """Re-hash the whole bundle. Raises Fault naming the first file that is missing, changed or not listed."""
+    """Re-hash the whole bundle and recompute its tables. Raises Fault naming the first file that is missing, changed, not
+    listed, or not what its inputs say.
+    """
     done = BundleDone.read(folder / DONE)
     if not (folder / MANIFEST).is_file():
         raise Fault(f"{folder / MANIFEST}: missing; the bundle is not whole")
@@ -49,7 +58,36 @@ def verify_bundle(folder: Path) -> Bundle:
     extra = sorted(set(files_of(folder)) - set(manifest.files))
     if extra:
         raise Fault(f"{folder / extra[0]}: not listed in {MANIFEST}; {len(extra)} file(s) were added to the bundle")
+    _recompute(folder, manifest)
     return manifest
+
+
+def _recompute(folder: Path, manifest: Bundle) -> None:
+    """Make tables and recommendation again from the evaluations in the bundle. Raises Fault where they are others.
+
+    So an edited number is found even where every hash has been made to fit.
+    """
+    if not manifest.roles:
+        raise Fault(f"{folder}: a bundle of version {manifest.code}, which does not say what is what; make the bundle again")
+    sources = Sources.inside(folder, manifest.roles)
+    for role, table in sources.tables.items():
+        paths = [sources.of_row(row).path for row in table.rows]
+        _require_equal(table, make_table(table.title, paths), folder / sources.source(role).place)
+    selection = Selection(**manifest.configuration_values["evaluation"]["selection"])
+    last_k, sweep, chosen = (
+        sources.tables["last_k"],
+        sources.tables["alpha_sweep"],
+        sources.one("recommendation", Recommendation),
+    )
+    again = chosen.model_copy(update=recommend(last_k, sweep, tie_errors=selection.tie_errors)._asdict())
+    _require_equal(chosen, again, folder / sources.source("recommendation").place)
+
+
+def _require_equal(held: Artifact, again: Artifact, path: Path) -> None:
+    ours, theirs = held.model_dump(exclude={"code"}), again.model_dump(exclude={"code"})
+    differing = sorted(name for name in ours if ours[name] != theirs[name])
+    if differing:
+        raise Fault(f"{path}: does not follow from what it was made from: {', '.join(differing)} differ; it was changed")
 
 
 def point_to(bundle: Path, output: Path) -> None:

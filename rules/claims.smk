@@ -42,9 +42,9 @@ rule make_bundle:
         neighbours=f"{RESULTS}/runs/{{run}}/neighbours/neighbours.json",
         exports=lambda wildcards: LAYOUT.candidates(wildcards.run),
     output:
+        f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
         *IN_EVERY_BUNDLE,
         *OVER_TRAINING,
-        done=f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
     log:
         f"{LOGS}/{{run}}/make_bundle.log",
     conda:
@@ -58,13 +58,13 @@ rule make_bundle:
         ],
     shell:
         'exec python $WORKFLOW_SCRIPTS/make_bundle.py --config {params.config:q} --operations "$OPERATIONS"'
-        " --run {wildcards.run} --inputs {params.inputs} --output {output.done} --log {log}"
+        " --run {wildcards.run} --inputs {params.inputs} --output {output[0]} --log {log}"
 
 
 use rule make_bundle as make_bundle_imported with:
     output:
+        f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
         *IN_EVERY_BUNDLE,
-        done=f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
     wildcard_constraints:
         run=LAYOUT.imported("run"),
 

@@ -1,4 +1,4 @@
-"""Export the recommended generator as a folder that runs with torch and diffusers alone: weights, vae/, pipeline.py, README.md.
+"""Export the recommended generator as a folder that runs with torch and diffusers alone: weights, pipeline.py, README.md.
 
 Example:
   python workflow_scripts/export_model.py --recommendation results/runs/R/recommendation.json \\

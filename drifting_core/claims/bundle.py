@@ -179,10 +179,8 @@ def _pictures(sources: Sources, training: TrainingCurve | None) -> tuple[dict[st
     made: dict[str, tuple[bytes, str]] = {"claim_grid.png": _claim_grid(sources)}
     if "curve" in tables:
         curve = tables["curve"]
-        made["progress.png"] = (
-            figures.progress(curve, training) if training else figures.curve(curve),
-            progress.caption(curve, training),
-        )
+        drawn = figures.progress(curve, training) if training else figures.curve(curve)
+        made["progress.png"] = (drawn, progress.caption(curve, training))
         made["steps.png"] = (_over_steps(sources, curve), "Equal noise over training steps: one sample of each class.")
     sweep = tables["alpha_sweep"]
     made["alpha_sweep.png"] = (

@@ -100,8 +100,8 @@ def _reported(sources: Sources, preset: str) -> list[Block]:
         Heading(3, "Beside published numbers"),
         Table(["whose", "alpha", "images", "distance", "score", "comparable with the first row?"], rows),
         Paragraph(
-            "Theirs are the best over guidance strengths, from their own Inception implementation and their statistics of the "
-            "training images."
+            "Theirs are the best over guidance strengths, from their own Inception implementation and their statistics of "
+            "the training images."
         ),
     ]
 
@@ -129,14 +129,8 @@ def _theirs(numbers: Reported, release: str, verdict: str) -> list[Sequence[Inli
         release: (numbers.fid_release, numbers.is_release),
     }
     return [
-        [
-            whose,
-            f"{numbers.alpha:g}",
-            "50,000",
-            *("-" if x is None else f"{n} {x:g}" for n, x in zip(("FID", "IS"), found)),
-            verdict,
-        ]
-        for whose, found in pairs.items()
+        [whose, f"{numbers.alpha:g}", "50,000", f"FID {fid:g}" if fid else "-", f"IS {score:g}" if score else "-", verdict]
+        for whose, (fid, score) in pairs.items()
     ]
 
 
@@ -309,11 +303,7 @@ def _check_and_repeat(sources: Sources, commands: str) -> list[Block]:
     seen: list[Inline] = [[Link("configuration.json", "configuration.json"), ": every resolved value of the configuration."]]
     seen += [[Link(place, place), f": {RECORDS[place.rsplit('/', 1)[-1]]}."] for place in records]
     seen += [
-        [
-            Link("RUN.md", "RUN.md"),
-            ": every job and the exit code of its last attempt; ",
-            Link("commands.txt", "commands.txt"),
-        ],
+        [Link("RUN.md", "RUN.md"), ": the jobs and their exit codes; ", Link("commands.txt", "commands.txt"), ": in full."],
         ["tables as CSV: ", *_listed([f"tables/{role}.csv" for role in sources.tables])],
         [Link("manifest.json", "manifest.json"), ": SHA-256 of every file of this bundle."],
     ]

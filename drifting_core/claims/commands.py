@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,14 +34,15 @@ class Job(NamedTuple):
     def output(self) -> str:
         """What it was called to make, as far as the command says."""
         words = shlex.split(self.command)
-        return next((after for word, after in zip(words, words[1:]) if word == "--output"), "-")
+        return next((after for word, after in itertools.pairwise(words) if word == "--output"), "-")
 
 
 def jobs_of(results: Path, folders: Iterable[str]) -> list[Job]:
-    """The jobs whose command names one of these folders below `results`, by log."""
+    """The jobs whose command names one of these folders below `results`, by log; but for the one that asks."""
     wanted = tuple(f"{results.as_posix()}/{folder}/" for folder in folders)
     logs = (_read(path, results) for path in sorted((results / "logs").rglob("*.log")))
-    return [job for job in logs if job and any(folder in job.command for folder in wanted)]
+    asking = shlex.join([sys.executable, *sys.argv])
+    return [job for job in logs if job and job.command != asking and any(folder in job.command for folder in wanted)]
 
 
 def _read(path: Path, results: Path) -> Job | None:

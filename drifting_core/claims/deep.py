@@ -34,7 +34,6 @@ def verify_deeply(folder: Path, *, images: int, device: torch.device | str = "cp
     `images`: generated images of each claim evaluation that are decoded and seen again. Raises Fault naming what differs.
     """
     bundle = verify_bundle(folder)
-    results = folder.parent.parent
     sources = _originals(folder, bundle, folder.parent.parent)
     _compare(folder, sources, bundle)
     metrics = [source for source in sources.all if isinstance(source.content, Metrics)]

@@ -107,9 +107,9 @@ def _card(export: Export, table: MetricsTable, alpha: float, names: Sequence[str
     return [
         pages.Heading(1, "One-step generator"),
         pages.Paragraph(
-            f"A generator of {size} x {size} images in {len(names):,} classes by drifting (Generative Modeling via Drifting, "
-            f"arXiv {published.PAPER}): one network evaluation per image, {export.parameters:,} parameters, EMA weights of "
-            f"step {export.step:,}. {where}"
+            f"A generator of {size} x {size} images in {len(names):,} classes by drifting (Generative Modeling via "
+            f"Drifting, arXiv {published.PAPER}): one network evaluation per image, {export.parameters:,} parameters, EMA "
+            f"weights of step {export.step:,}. {where}"
         ),
         pages.Heading(2, "Use"),
         pages.Paragraph("torch and diffusers are enough; this folder is all that is needed."),

@@ -23,7 +23,8 @@ METRICS = "metrics.jsonl"
 def caption(table: MetricsTable, training: TrainingCurve | None) -> str:
     """Which parts of the picture mean progress, and which do not."""
     if training is None:
-        return f"{table.distance_name} with its standard error, and diversity within classes, over training (step 0: untrained)."
+        what = f"{table.distance_name} with its standard error, and diversity within classes"
+        return f"{what}, over training (step 0: untrained)."
     return (
         f"Above, what means progress: {table.distance_name} (lower is better) with its standard error, within-class "
         "diversity, which nears that of real images, and the samples' spread, which grows from that of the untrained "

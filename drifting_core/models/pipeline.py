@@ -69,7 +69,8 @@ class DriftingPipeline:
         with torch.device("meta"):
             generator = Generator(**described["generator"])
         generator.load_state_dict(safetensors.torch.load_file(Path(folder) / WEIGHTS), assign=True)
-        vae = AutoencoderKL.from_pretrained(Path(folder) / AUTOENCODER, local_files_only=True, use_safetensors=True)
+        quiet = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+        vae = AutoencoderKL.from_pretrained(Path(folder) / AUTOENCODER, **quiet)
         generator, vae = (part.to(device).eval().requires_grad_(False) for part in (generator, vae))
         return cls(generator, vae, described["alpha"], described["class_names"])
 

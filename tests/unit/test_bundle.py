@@ -11,7 +11,8 @@ import pytest
 
 from drifting_core import artifacts, config
 from drifting_core.claims.bundle import make_bundle
-from drifting_core.claims.verifying import point_to, summary, verify_bundle
+from drifting_core.claims.sources import _place
+from drifting_core.claims.verifying import marker, point_to, summary, verify_bundle
 from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
 from drifting_core.identity import digest, operations
@@ -36,6 +37,10 @@ def folder(claim, tmp_path):
 
 
 def bundle(results, given):
+    for name, last in (("a_job", "exit code 0 after 0:02, peak memory 300 MB"), ("killed", "a line")):
+        log = results / f"logs/{RUN}/{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"python workflow_scripts/{name}.py --output {results}/runs/{RUN}/{name}.json\n{last}\n")
     values = json.loads(
         json.dumps({"data": {"image_size": 4}, "generator": GENERATOR, "training": TRAINING, "evaluation": EVALUATION})
     )
@@ -93,6 +98,46 @@ def test_one_flipped_byte_in_any_file_is_found_and_named(folder):
                 verify_bundle(folder)
         path.write_bytes(content)
     verify_bundle(folder)
+
+
+def test_every_job_stands_with_the_exit_code_that_it_had(claim):
+    folder = claim / "bundles" / RUN
+    rows = [line for line in (folder / "RUN.md").read_text().splitlines() if f"logs/{RUN}" in line]
+    assert [row.split(" | ")[2:5] for row in rows] == [
+        ["0", "0:02", "300"],
+        ["none recorded (killed, or made by an older version)", "-", "-"],
+    ]
+    assert (
+        "# logs/demo-00000000/a_job.log: exit code 0\npython workflow_scripts/a_job.py"
+        in (folder / "commands.txt").read_text()
+    )
+
+
+def test_an_edited_number_is_found_where_every_hash_was_made_to_fit(folder):
+    """A table, a recommendation: neither says anything but what follows from the evaluations beside it."""
+    for name, edit in (
+        ("claim.json", ('"distance": 10.1', '"distance": 1.54')),
+        ("recommendation.json", ('"step": 1000', '"step": 500')),
+    ):
+        path = folder / "tables" / name
+        whole = path.read_text()
+        assert edit[0] in whole
+        path.write_text(whole.replace(*edit))
+        forge(folder)
+        with pytest.raises(Fault, match=name.partition(".")[0]):
+            verify_bundle(folder)
+        path.write_text(whole)
+        forge(folder)
+        verify_bundle(folder)
+
+
+def forge(folder):
+    """Make all hashes fit what is there now."""
+    manifest = artifacts.Bundle.read(folder / "manifest.json")
+    manifest.files = artifacts.records(folder, list(manifest.files))
+    manifest.inputs = {b: artifacts.sha256_file(folder / _place(role, b)) for b, role in manifest.roles.items()}
+    manifest.write(folder / "manifest.json")
+    marker(folder).write(folder / "claim_bundle.done")
 
 
 def test_missing_and_added_files_are_named(folder):

@@ -82,7 +82,9 @@ class Site:
         """(rule, output) of every job that a dry run would start."""
         done = self.snakemake("-n", *arguments, **how)
         assert done.returncode == 0, done.stdout
-        return re.findall(r"^(?:local)?rule (\w+):\n(?:    input: .*\n)?    output: (\S+?),?$", done.stdout, re.MULTILINE)
+        return re.findall(
+            r"^(?:local)?rule (\w+):\n(?:    input: .*\n)?    output: ([^\s,]+)(?:, .*)?$", done.stdout, re.MULTILINE
+        )
 
     def finished(self) -> dict[Path, int]:
         """Outputs that Snakemake takes for done, with their modification times."""

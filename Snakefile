@@ -14,6 +14,10 @@ if not workflow.overwrite_configfiles:
 container: f"{workflow.basedir}/envs/drifting.sif"
 
 
+# The first page of `snakemake --report`.
+report: "report/workflow.rst"
+
+
 include: "rules/common.smk"
 
 

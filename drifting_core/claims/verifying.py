@@ -74,12 +74,9 @@ def _recompute(folder: Path, manifest: Bundle) -> None:
         paths = [sources.of_row(row).path for row in table.rows]
         _require_equal(table, make_table(table.title, paths), folder / sources.source(role).place)
     selection = Selection(**manifest.configuration_values["evaluation"]["selection"])
-    last_k, sweep, chosen = (
-        sources.tables["last_k"],
-        sources.tables["alpha_sweep"],
-        sources.one("recommendation", Recommendation),
-    )
-    again = chosen.model_copy(update=recommend(last_k, sweep, tie_errors=selection.tie_errors)._asdict())
+    chosen, tables = sources.one("recommendation", Recommendation), sources.tables
+    found = recommend(tables["last_k"], tables["alpha_sweep"], tie_errors=selection.tie_errors, rule=selection.rule)
+    again = chosen.model_copy(update=found._asdict())
     _require_equal(chosen, again, folder / sources.source("recommendation").place)
 
 

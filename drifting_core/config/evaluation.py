@@ -82,6 +82,9 @@ class Selection(Section):
     alpha: Rate = Field(description="guidance at which exports are compared")
     alphas: tuple[Rate, ...] = Field(min_length=1, description="guidance strengths of the sweep on the last export")
     tie_errors: Rate = Field(2.0, description="choices within this many standard errors of the best are tied with it")
+    rule: Literal["latest_tied", "best_score_tied", "lowest_distance"] = Field(
+        "latest_tied", description="which of those tied with the lowest distance is taken; lowest_distance: that one itself"
+    )
     curve: bool = operation(True, "also evaluate every earlier milestone, the untrained network included")
 
 

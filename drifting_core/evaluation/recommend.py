@@ -40,25 +40,34 @@ class Selected(NamedTuple):
     reason: str
 
 
-def recommend(last_k: MetricsTable, sweep: MetricsTable, *, tie_errors: float) -> Selected:
-    """Choose among all rows of both tables.
+# Which of the candidates that are tied by distance is taken (selection.rule), and how that is said.
+RULES: dict[str, tuple[Callable[[Candidate], tuple[float, ...]], str]] = {
+    "latest_tied": (lambda c: (-c.choice.step, c.choice.alpha), "the latest step, then the smallest alpha"),
+    "best_score_tied": (
+        lambda c: (-c.score, -c.choice.step, c.choice.alpha),
+        "the highest {score}, then the latest step, then the smallest alpha",
+    ),
+    "lowest_distance": (lambda c: (c.distance, -c.choice.step, c.choice.alpha), "the lowest itself"),
+}
+
+
+def recommend(last_k: MetricsTable, sweep: MetricsTable, *, tie_errors: float, rule: str = "latest_tied") -> Selected:
+    """Choose among all rows of both tables, by one of RULES.
 
     A candidate is tied with the best when it is within tie_errors * sqrt(e1^2 + e2^2) of it, e being standard errors.
-    Of those tied by distance the latest step is taken, of these the smallest alpha. Raises Fault for unlike contracts,
-    numbers that are not finite, and an evaluation that stands in both tables with different numbers.
+    Raises Fault for unlike contracts, numbers that are not finite, and an evaluation that stands in both tables with
+    different numbers.
     """
     contract = require_same({"the last-K table": last_k.contract, "the alpha sweep": sweep.contract})
     candidates = _candidates([last_k, sweep])
     name = contract.distance_name
-    rule = (
-        f"lowest {name}; of all within {tie_errors:g} standard errors of the difference from it, "
-        "the latest step, then the smallest alpha"
-    )
+    prefer, said = RULES[rule]
     by_distance = _tied(candidates, lambda c: c.distance, lambda c: c.distance_error, tie_errors)
     by_score = _tied(candidates, lambda c: -c.score, lambda c: c.score_error, tie_errors)
-    recommended = min(by_distance, key=lambda c: (-c.choice.step, c.choice.alpha))
+    recommended = min(by_distance, key=prefer)
     return Selected(
-        rule=rule,
+        rule=f"{rule}: lowest {name}; of all within {tie_errors:g} standard errors of the difference from it, "
+        + said.format(score=contract.score_name),
         best_distance=by_distance[0].choice,
         best_score=by_score[0].choice,
         tied=_in_order(by_distance[1:]),
@@ -79,7 +88,7 @@ def write_recommendation(output: Path, how: Selection, *, last_k: Path, sweep: P
         contract_hash=contract_hash(contract),
         distance_name=contract.distance_name,
         score_name=contract.score_name,
-        **recommend(*tables, tie_errors=how.tie_errors)._asdict(),
+        **recommend(*tables, tie_errors=how.tie_errors, rule=how.rule)._asdict(),
     ).write(output)
 
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drifting_core.artifacts import Choice, MetricsTable
+from drifting_core.config import Selection
 from drifting_core.evaluation.contract import contract_hash
-from drifting_core.evaluation.recommend import recommend
+from drifting_core.evaluation.recommend import RULES, recommend
 from drifting_core.faults import Fault
 from tests.unit.evaluation_samples import contract
 
@@ -30,9 +31,9 @@ def table(rows, **changes):
     )  # fmt: skip
 
 
-def chosen(rows, split=None, tie_errors=2.0):
+def chosen(rows, split=None, tie_errors=2.0, rule="latest_tied"):
     split = len(rows) // 2 if split is None else split
-    return recommend(table(rows[:split]), table(rows[split:]), tie_errors=tie_errors)
+    return recommend(table(rows[:split]), table(rows[split:]), tie_errors=tie_errors, rule=rule)
 
 
 number = st.floats(1, 100)
@@ -63,6 +64,39 @@ def test_the_rule_is_obeyed(made):
     assert {(c.step, c.alpha) for c in found.tied} | {(best["step"], best["alpha"])} == limit
     assert (found.recommended.step, found.recommended.alpha) == min(limit, key=lambda key: (-key[0], key[1]))
     assert of[found.best_score.step, found.best_score.alpha]["score"] == max(r["score"] for r in rows)
+
+
+@given(candidates)
+def test_every_declared_rule_is_obeyed_and_said(made):
+    rows = [row(*values) for values in made]
+    of = {(r["step"], r["alpha"]): r for r in rows}
+    for rule in RULES:
+        found = chosen(rows, rule=rule)
+        tied = [of[c.step, c.alpha] for c in [found.best_distance, *found.tied]]
+        taken = of[found.recommended.step, found.recommended.alpha]
+        assert taken in tied
+        assert found.rule.startswith(f"{rule}: lowest FD")
+        if rule == "best_score_tied":
+            assert taken["score"] == max(r["score"] for r in tied)
+        if rule == "lowest_distance":
+            assert taken["distance"] == min(r["distance"] for r in rows)
+
+
+def test_the_configuration_can_declare_every_rule_and_no_other():
+    declared = Selection.model_fields["rule"].annotation
+    assert set(declared.__args__) == set(RULES)
+
+
+@given(candidates, st.data())
+def test_a_candidate_that_is_worse_beyond_the_uncertainty_changes_nothing(made, data):
+    """Better dominates worse: neither the choice nor the ties look at it."""
+    rows = [row(*values) for values in made]
+    found = chosen(rows)
+    worst = max(r["distance"] + 3 * math.hypot(r["distance_error"], 1.0) for r in rows) + 1
+    score = min(r["score"] for r in rows) - 1
+    far = row(99, 3.0, worst + data.draw(number), error=data.draw(st.floats(0, 1)), score=score, score_std=0.0)
+    with_it = chosen([*rows, far])
+    assert (with_it.recommended, with_it.tied, with_it.best_score) == (found.recommended, found.tied, found.best_score)
 
 
 def test_clearly_better_wins_whatever_its_step():

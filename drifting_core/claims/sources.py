@@ -22,6 +22,7 @@ from drifting_core.artifacts import (
     TokenizerManifest,
     sha256_file,
 )
+from drifting_core.evaluation.contract import STATISTICS, require_same
 from drifting_core.faults import Fault
 
 SINGLE: dict[str, type[Artifact]] = {
@@ -66,6 +67,7 @@ class Sources:
                 raise Fault(f"bundle: {found} inputs have the role '{role}', expected one")
         self.by_hash = {source.sha256: source for source in self.all}
         self._check_rows()
+        self._check_contracts()
         self._check_choice()
         self._check_neighbours()
 
@@ -139,6 +141,23 @@ class Sources:
                 differing = [c for c, v in row.items() if c != "metrics_sha256" and getattr(source.content, c) != v]
                 if differing:
                     raise Fault(f"bundle: the table '{role}' and {source.path} differ in {differing}; make the table again")
+
+    def _check_contracts(self) -> None:
+        """Selection and claim may differ in the number of samples, and in nothing else."""
+        same = {role: table.contract.model_copy(update={"samples": 0}) for role, table in self.tables.items()}
+        require_same({f"the table '{role}'": contract for role, contract in same.items()})
+        claim, network = same["claim"], self.one("network", FeatureNetwork)
+        held = {
+            "network": (claim.network_sha256, network.weights_sha256),
+            "tokenizer": (claim.tokenizer_sha256, self.one("tokenizer", TokenizerManifest).weights_sha256),
+            "reference": (claim.reference_sha256, self.one("reference", ReferenceStatistics).files[STATISTICS].sha256),
+        }
+        for role, (ours, theirs) in held.items():
+            if ours != theirs:
+                raise Fault(
+                    f"bundle: the claim was made with the {role} {ours[:16]}…, {self.source(role).path} is {theirs[:16]}…; "
+                    "give the one that the evaluations were made with, or make them again"
+                )
 
     def _check_choice(self) -> None:
         recommendation, claim = self.one("recommendation", Recommendation), self.one("claim", MetricsTable)

@@ -26,13 +26,21 @@ def row_name(row: Mapping[str, Any]) -> str:
 def make_table(title: str, paths: Sequence[Path]) -> MetricsTable:
     """The table of these metrics files, in the order of step, alpha, seed; each row carries the hash of its file.
 
-    Raises Fault when contracts differ or two files are the same evaluation.
+    Raises Fault when contracts differ, names are not what the contract gives, or two files are the same evaluation.
     """
     metrics = {path: Metrics.read(path) for path in paths}
     contract = require_same({str(path): m.contract for path, m in metrics.items()})
     rows: list[dict[str, Any]] = []
     sources: dict[str, Path] = {}
+    named = {
+        "contract_hash": contract_hash(contract),
+        "distance_name": contract.distance_name,
+        "score_name": contract.score_name,
+    }
     for path, measured in metrics.items():
+        for field, expected in named.items():
+            if getattr(measured, field) != expected:
+                raise Fault(f"{path}: {field} is {getattr(measured, field)}, its contract says {expected}; it was changed")
         row = {column: getattr(measured, column) for column in COLUMNS}
         if row_name(row) in sources:
             raise Fault(f"{path} and {sources[row_name(row)]} are the same evaluation ({row_name(row)}); give it once")
@@ -45,8 +53,6 @@ def make_table(title: str, paths: Sequence[Path]) -> MetricsTable:
         inputs=hashes(sources),
         title=title,
         contract=contract,
-        contract_hash=contract_hash(contract),
-        distance_name=contract.distance_name,
-        score_name=contract.score_name,
         rows=rows,
+        **named,
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from drifting_core import artifacts
 from drifting_core.artifacts import EvaluationContract
 from drifting_core.config import Selection
-from drifting_core.evaluation.contract import contract_hash
+from drifting_core.evaluation.contract import STATISTICS, contract_hash
 from drifting_core.evaluation.recommend import write_recommendation
 from drifting_core.evaluation.tables import make_table
 
@@ -64,7 +64,7 @@ def write_claim(results: Path, **changes) -> list[tuple[str, Path]]:
         last_k=run / "tables/last_k.json", sweep=run / "tables/alpha_sweep.json", configuration="0" * 64,
     )  # fmt: skip
     given.append(("recommendation", run / "recommendation.json"))
-    return given + _neighbours(run) + _stages(results)
+    return given + _neighbours(run) + _stages(results, contract(**changes))
 
 
 def write_training(run: Path, steps: range = range(0, 1001, 100)) -> tuple[str, Path]:
@@ -92,7 +92,7 @@ def _neighbours(run: Path) -> list[tuple[str, Path]]:
     return [("neighbours", run / "neighbours/neighbours.json")]
 
 
-def _stages(results: Path) -> list[tuple[str, Path]]:
+def _stages(results: Path, how: EvaluationContract) -> list[tuple[str, Path]]:
     split = {"archive": "a.tar", "archive_bytes": 1, "fewest_per_class": 1, "most_per_class": 1}
     made = {
         "index": artifacts.Index(
@@ -100,13 +100,16 @@ def _stages(results: Path) -> list[tuple[str, Path]]:
             splits={"train": split | {"images": 3000}, "val": split | {"images": 500}},
         ),
         "tokenizer": artifacts.TokenizerManifest(
-            **MADE, source="test", folder="vae", weights_sha256="b" * 64, scaling_factor=1.0, channels=4, factor=2
+            **MADE, source="test", folder="vae", weights_sha256=how.tokenizer_sha256, scaling_factor=1.0, channels=4,
+            factor=2,
         ),
         "network": artifacts.FeatureNetwork(
-            **MADE, network="classifier", weights="w", weights_sha256="a" * 64, dimensions=8, classes=2, resize="none"
+            **MADE, network=how.network, weights="w", weights_sha256=how.network_sha256, dimensions=8, classes=2,
+            resize="none",
         ),
         "reference": artifacts.ReferenceStatistics(
-            **MADE, images=3000, dimensions=8, network_sha256="a" * 64, image_transforms=[], compute_batch=50,
+            **MADE, files={STATISTICS: artifacts.FileRecord(bytes=1, sha256=how.reference_sha256)}, images=3000,
+            dimensions=8, network_sha256=how.network_sha256, image_transforms=[], compute_batch=50,
             precision_recall_images=500, real_accuracy=0.5,
         ),
     }  # fmt: skip

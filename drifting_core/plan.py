@@ -185,6 +185,7 @@ def disk(config: Configuration) -> list[Space]:
     encoder = 4 * sum(weights for weights, _ in _encoder_convolutions(config))
     mae = 4 * autoencoder_parameters(config)
     _, generated = evaluations(config)
+    seen = width + (1008 if config.evaluation.network.kind == "inception" else config.data.expected.classes)
     trains = not config.generator.imported
     trained = (not config.encoder.before_finetune.imported) + (config.encoder.finetune is not None)
     exports = 2 if config.encoder.finetune else 1
@@ -200,6 +201,7 @@ def disk(config: Configuration) -> list[Space]:
         Space("downloaded weights", _downloaded(config, generator, mae)),
         Space("generator: exports", len(config.milestones) * generator),
         Space("generated latents", generated * latent * 2),
+        Space("features of generated images", generated * (seen * 4 + 16)),
     ]
 
 

@@ -52,6 +52,9 @@ class EvaluationContract(BaseModel):
     bootstrap: int
     samples: int
     sampling_precision: str = "float32"
+    kernel_subsets: int = 0
+    kernel_subset_size: int = 0
+    extrapolation: int = 0
 
     # The published FID weights carry the first digits of their hash in their name; ImageNet has this many training images.
     fid_weights: ClassVar[str] = "6726825d"
@@ -75,9 +78,17 @@ class EvaluationContract(BaseModel):
         """IS is a promise about network and weights; everything else is a diversity score of some classifier."""
         return "IS" if self.uses_fid_network else "DS"
 
+    @property
+    def kernel_name(self) -> str:
+        """KID is a promise about network and weights; everything else is a kernel distance."""
+        return "KID" if self.uses_fid_network else "KD"
+
 
 class Metrics(Artifact):
-    """One evaluation. `distance` and `score` go by the names that the contract gives them."""
+    """One evaluation. `distance`, `score` and `kernel_distance` go by the names that the contract gives them.
+
+    None is what the contract did not ask for, or a file was made before it could.
+    """
 
     kind: Literal["metrics"] = "metrics"
     contract: EvaluationContract
@@ -89,7 +100,13 @@ class Metrics(Artifact):
     seed: int
     distance: float
     distance_error: float
+    distance_low: float | None = None  # 95% interval by the bootstrap's standard error
+    distance_high: float | None = None
     distance_residue: float
+    distance_infinite: float | None = None  # extrapolated to infinitely many samples, and the error of that line's intercept
+    distance_infinite_error: float | None = None
+    kernel_distance: float | None = None
+    kernel_distance_std: float | None = None
     score: float
     score_std: float
     precision: float

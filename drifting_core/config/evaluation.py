@@ -70,7 +70,19 @@ class Contract(Section):
     uint8: Literal["truncate", "round", "adm"] = Field("truncate", description="how [0, 1] pixels become bytes")
     compute_batch: Positive = Field(64, description="images per decoder and feature call (bits depend on it)")
     precision_recall_k: Positive = Field(3, description="neighbours that define the manifolds")
-    bootstrap: Natural = Field(20, description="resamples behind the distance's standard error")
+    bootstrap: Natural = Field(20, description="resamples behind the distance's standard error; 0: none")
+    kernel_subsets: Natural = Field(0, description="subsets of the kernel distance (KID; published ones use 100); 0: none")
+    kernel_subset_size: Positive = Field(1000, ge=2, description="images of each, at most as many as there are")
+    extrapolation: Natural = Field(
+        0, description="sample counts of the line that extrapolates the distance to infinitely many (published: 15); 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _spreads_have_points(self) -> Self:
+        for key, fewest in (("bootstrap", 2), ("extrapolation", 3)):
+            if 0 < getattr(self, key) < fewest:
+                raise ValueError(f"{key}: found {getattr(self, key)}; at least {fewest}, or 0 for none")
+        return self
 
 
 class Selection(Section):

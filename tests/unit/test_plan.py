@@ -86,6 +86,14 @@ def test_a_finetune_costs_its_own_steps_and_its_own_export(root: Path) -> None:
     assert sizes[1] == 2 * sizes[0] > sizes[2] > sizes[0]
 
 
+def test_features_of_generated_images_are_counted(root: Path) -> None:
+    """12 kB each with Inception: 2,048 features and 1,008 logits, float32."""
+    space = {each.what: each.bytes for each in plan.disk(preset(root, "ablation"))}
+    images = plan.evaluations(preset(root, "ablation"))[1]
+    assert space["features of generated images"] == pytest.approx(images * 12_240)
+    assert space["generated latents"] == images * 8192
+
+
 def test_the_demo_takes_no_gpu_and_says_so(root: Path) -> None:
     text = plan.report(load_file(root / "config/demo.yaml"), {"train_generator": 5})
     assert "asks for no GPU" in text

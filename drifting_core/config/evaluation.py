@@ -51,9 +51,17 @@ class Reference(Section):
     statistics: PublishedStatistics | None = Field(
         None, description="published moments in place of our own; features of single images are still computed here"
     )
-
+    split: Literal["train", "val"] = Field(
+        "train", description="images of our own moments; val: the distance is FID-val, which compares with no published FID"
+    )
     compute_batch: Positive = Field(64, description="images per feature call (bits depend on it)")
     precision_recall_images: Positive = Field(10_000, description="validation images of the precision/recall manifold")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.statistics and self.split != "train":
+            raise ValueError("split: of which images published moments are is said by statistics.split; remove one")
+        return self
 
 
 class Sampling(Section):

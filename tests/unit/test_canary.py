@@ -103,8 +103,8 @@ def evaluate(manifest, output, monkeypatch):
     monkeypatch.setattr(evaluation, "read_statistics", lambda _: (reference, statistics.moments_of(real)))
     monkeypatch.setattr(evaluation, "read_cache", lambda _: cache)
     evaluation.evaluate(
-        output, Contract(compute_batch=64, kernel_subsets=3, extrapolation=3), samples_path=manifest, tokenizer_path=manifest, network_path=manifest,
-        reference_path=manifest, device=CPU, configuration="0" * 64,
+        output, Contract(compute_batch=64, kernel_subsets=3, extrapolation=3), samples_path=manifest,
+        tokenizer_path=manifest, network_path=manifest, reference_path=manifest, device=CPU, configuration="0" * 64,
     )  # fmt: skip
     return Metrics.read(output)
 

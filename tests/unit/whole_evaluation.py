@@ -81,8 +81,9 @@ def write_network(folder: Path, seed: int = 0) -> Path:
 
 
 def write_reference(manifest: Path, packed: Path, network: Path, **how: object) -> Path:
+    section_of = config.Reference.model_validate({"compute_batch": 8, "precision_recall_images": 20, **how})
     reference.make_reference(
-        manifest, section(packed), config.Reference.model_validate({"compute_batch": 8, "precision_recall_images": 20, **how}),
+        manifest, section(packed), section_of,
         index=packed / "index.json", network_path=network, device=CPU, threads=1, configuration=HASH,
     )  # fmt: skip
     return manifest

@@ -59,6 +59,7 @@ class EvaluationContract(BaseModel):
     # The published FID weights carry the first digits of their hash in their name; ImageNet has this many training images.
     fid_weights: ClassVar[str] = "6726825d"
     fid_images: ClassVar[int] = 1_281_167
+    further_spaces: ClassVar[dict[str, str]] = {"dinov2": "DINOv2", "clip": "CLIP"}
 
     @property
     def uses_fid_network(self) -> bool:
@@ -67,6 +68,8 @@ class EvaluationContract(BaseModel):
     @property
     def distance_name(self) -> str:
         """FID is a promise about network, weights and reference; everything else is a Fréchet distance."""
+        if self.network in self.further_spaces:
+            return f"FD-{self.further_spaces[self.network]}"
         if not self.uses_fid_network:
             return "FD"
         if self.reference_split == "val":
@@ -107,8 +110,8 @@ class Metrics(Artifact):
     distance_infinite_error: float | None = None
     kernel_distance: float | None = None
     kernel_distance_std: float | None = None
-    score: float
-    score_std: float
+    score: float | None  # none where the network has no classes
+    score_std: float | None
     precision: float
     recall: float
     label_accuracy: float | None

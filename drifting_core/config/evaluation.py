@@ -20,20 +20,33 @@ class Classifier(Section):
     seed: Natural = Field(0, description="seed of initialisation and order")
 
 
+SpaceKind = Literal["dinov2", "clip"]
+
+
 class Network(Section):
     """The feature network of the evaluation."""
 
-    kind: Literal["inception", "classifier"] = Field(description="inception: the FID network; classifier: trained here")
+    kind: Literal["inception", "classifier"] | SpaceKind = Field(
+        description="inception: the FID network; classifier: trained here; the others for `evaluation.spaces`"
+    )
     inception_weights: str | None = operation(None, "for kind: inception; the published FID weights, a local file")
     classifier: Classifier | None = Field(None, description="for kind: classifier")
-    resources: Resources = operation(Resources(), "making the network and the reference")
+    weights: str | None = Field(None, description="for kinds dinov2 and clip: as in `evaluation.spaces`")
+    resources: Resources = operation(Resources(), "making the network and the reference, those of further spaces too")
 
     @model_validator(mode="after")
     def _kind_is_described(self) -> Self:
-        key = {"inception": "inception_weights", "classifier": "classifier"}[self.kind]
+        key = {"inception": "inception_weights", "classifier": "classifier"}.get(self.kind, "weights")
         if getattr(self, key) is None:
             raise ValueError(f"kind: {self.kind} needs the key '{key}' beside it")
         return self
+
+
+class Space(Section):
+    """A further feature space that the claim is measured in."""
+
+    kind: SpaceKind = Field(description="dinov2: class token of a DINOv2; clip: image embedding of a CLIP")
+    weights: str = Field(description="folder in Hugging Face format: config.json and model.safetensors; never downloaded")
 
 
 class PublishedStatistics(Section):
@@ -132,7 +145,24 @@ class Evaluation(Section):
     selection: Selection = Field(description="choosing export and guidance")
     report: Report = Field(description="the claim")
     neighbours: Neighbours = Field(description="memorisation audit")
+    spaces: tuple[Space, ...] = Field((), description="further feature spaces that the claim is measured in, each kind once")
     resources: Resources = operation(Resources(), "one sampling or evaluation job")
+
+    @model_validator(mode="after")
+    def _selection_has_a_score(self) -> Self:
+        if self.network.weights:
+            raise ValueError(
+                f"network.kind: {self.network.kind} has no classes, so no score to select by; use inception or a "
+                "classifier, and name this one in spaces"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _spaces_are_named_once(self) -> Self:
+        kinds = [space.kind for space in self.spaces]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"spaces: found the kinds {kinds}; each once, since paths and tables are named by them")
+        return self
 
     @model_validator(mode="after")
     def _seeds_are_disjoint(self) -> Self:

@@ -107,6 +107,11 @@ def explain_name(contract: EvaluationContract) -> str:
             f"FD, not FID: the reference is {contract.reference_images:,} images, not ImageNet's "
             f"{EvaluationContract.fid_images:,} training images; not comparable with published FID."
         )
+    if contract.network in EvaluationContract.further_spaces:
+        return (
+            f"{contract.distance_name}: a Fréchet distance, but of {contract.network_sha256[:12]}…'s features, so no FID; "
+            "not comparable with any number of other weights, preprocessing or reference."
+        )
     what = "Inception with other weights" if contract.network == "inception" else "a small classifier trained here"
     return (
         f"{contract.distance_name} and {contract.score_name}, not FID and IS: the feature network is {what}; "

@@ -20,7 +20,7 @@ from drifting_core.config import Contract
 from drifting_core.evaluation.contract import MANIFOLD, PRECISION, Uint8Rule, contract_hash, make_contract, to_uint8
 from drifting_core.evaluation.grid import GRID, grid_picture, grid_samples
 from drifting_core.evaluation.measuring import FEATURES, Features, measure, write_features
-from drifting_core.evaluation.networks import Network, load_network
+from drifting_core.evaluation.networks import Network, load_network, predictions
 from drifting_core.evaluation.reference import read_cache, read_statistics
 from drifting_core.evaluation.sampler import read_samples
 from drifting_core.jobs import Progress
@@ -121,9 +121,10 @@ def evaluate(
         sample_std=generated.pixel_std,
         **numbers,
     ).write(output)
+    score = "" if numbers["score"] is None else f", {contract.score_name} {numbers['score']:.4g}"
     log.info(
-        "step %d, alpha %g, seed %d: %s %.4g ± %.2g, %s %.4g", samples.step, samples.alpha, samples.seed,
-        contract.distance_name, numbers["distance"], numbers["distance_error"], contract.score_name, numbers["score"],
+        "step %d, alpha %g, seed %d: %s %.4g ± %.2g%s", samples.step, samples.alpha, samples.seed, contract.distance_name,
+        numbers["distance"], numbers["distance_error"], score,
     )  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def _pass(
             kept[i] = batch.images[i - done].numpy()
         features.append(batch.features.numpy())
         unbiased.append(batch.logits_unbiased.numpy())
-        predicted.append(batch.logits.argmax(1).numpy())
+        predicted.append(predictions(batch.logits).numpy())
         deviation += float((batch.images.double() / 255).flatten(1).std(dim=1).sum())
         done += len(batch.images)
         progress.advance(len(batch.images))

@@ -24,7 +24,8 @@ _CHUNK_ROWS = 256
 class Features(NamedTuple):
     """What the feature network saw in a set of samples, in their order.
 
-    features (N, D) and logits_unbiased (N, K) float32; predicted classes and labels (N,) int64.
+    features (N, D) and logits_unbiased (N, K) float32; predicted classes and labels (N,) int64. A network without classes
+    has K = 0, and predicts -1.
     """
 
     features: NDArray[np.float32]
@@ -37,6 +38,8 @@ def write_features(path: Path, seen: Features) -> None:
     """Publish them at `path`. Raises Fault when the disk is full."""
     with publish_hdf5(path) as writer:
         for name, values in seen._asdict().items():
+            if not values.size:  # no classes
+                continue
             chunk = (min(_CHUNK_ROWS, len(values)), *values.shape[1:])
             writer.file.create_dataset(name, data=values, chunks=chunk, fletcher32=True)
             writer.check()
@@ -46,8 +49,9 @@ def read_features(path: Path) -> Features:
     """What `write_features` wrote. Raises Fault when the file holds something else."""
     try:
         with h5py.File(path, "r") as file:
-            return Features(*(file[name][:] for name in Features._fields))
-    except (OSError, KeyError) as error:
+            held = {name: values[:] for name, values in file.items()}
+        return Features(**{"logits_unbiased": np.zeros((len(held["features"]), 0), np.float32), **held})
+    except (OSError, KeyError, TypeError) as error:
         raise Fault(f"{path}: no features of an evaluation: {error}; evaluate these samples again") from error
 
 
@@ -69,12 +73,12 @@ def measure(
     own = statistics.moments_of(seen.features)
     frechet = statistics.frechet(reference.mean, reference.covariance, own.mean, own.covariance)
     error = uncertainty.bootstrap_error(reference, seen.features, resamples=contract.bootstrap, seed=seed)
-    score, score_std = statistics.inception_score(seen.logits_unbiased)
+    score, score_std = statistics.inception_score(seen.logits_unbiased) if seen.logits_unbiased.size else (None, None)
     precision, recall = statistics.precision_recall(
         manifold.features, seen.features, contract.precision_recall_k, device=device
     )
     diversity = statistics.within_class_diversity(seen.features, seen.labels, manifold.features, manifold.labels)
-    numbers = {
+    numbers: dict[str, float | None] = {
         "distance": frechet.distance,
         "distance_error": error,
         "distance_residue": frechet.residue,

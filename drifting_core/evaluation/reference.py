@@ -35,7 +35,7 @@ from drifting_core.data.index import ImageReader
 from drifting_core.data.journal import Journal
 from drifting_core.data.listing import Split
 from drifting_core.evaluation.contract import MANIFOLD, STATISTICS
-from drifting_core.evaluation.networks import Network, load_network
+from drifting_core.evaluation.networks import Network, load_network, predictions
 from drifting_core.evaluation.statistics import Moments, frechet_distance, mean_covariance
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
@@ -243,7 +243,7 @@ class _Pass:
         padding = images[:1].expand(self.batch - len(images), -1, -1, -1)
         with torch.inference_mode():
             output = self.network(torch.cat([images, padding]).to(self.device))
-        right = int((output.logits[: len(rows)].argmax(1).cpu().numpy() == labels).sum())
+        right = int((predictions(output.logits[: len(rows)]).cpu().numpy() == labels).sum())
         return _Features(output.features[: len(rows)].float().cpu().numpy(), rows, right)
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from drifting_core.artifacts import Metrics, records
+from drifting_core.claims.progress import read_grid
+from drifting_core.evaluation.grid import GRID
 from drifting_core.evaluation.measuring import FEATURES, read_features
 from drifting_core.evaluation.rechecking import look_again, recompute
 from drifting_core.faults import Fault
@@ -114,3 +116,13 @@ def test_older_metrics_say_that_they_kept_no_features(metrics: Path, parts: Part
     metrics.write_text(json.dumps(held))
     with pytest.raises(Fault, match="before features were kept"):
         recompute(metrics, reference=parts.reference)
+
+
+def test_a_grid_is_read_without_the_features(metrics: Path) -> None:
+    """Features may be removed where disk is short."""
+    made = Metrics.read(metrics)
+    (metrics.parent / FEATURES).unlink()
+    assert read_grid(made, metrics.parent).shape[2] == 3
+    (metrics.parent / GRID).write_bytes(b"another picture")
+    with pytest.raises(Fault, match=r"grid.png: 15 bytes, its manifest says"):
+        read_grid(made, metrics.parent)

@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo encoders toy test test-all check benchmark benchmark-data benchmark-training plan docs clean
+.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -53,6 +53,12 @@ benchmark-training: $(READY) ## a generator's step: rate, where its time goes, w
 benchmark-data: $(READY) ## the data path: index, gathers, images by offset (tables of docs/performance.md; 6 minutes, 3 GB)
 	$(BIN)/python -m tests.benchmarks.data
 
+benchmark-evaluation: $(READY) ## Frechet distance, images a second, the neighbour search (tables of docs/performance.md; 5 minutes)
+	$(BIN)/python -m tests.benchmarks.evaluation
+
+parity: $(READY) ## FID, IS, KID, precision and recall beside torch-fidelity's, in an environment of its own (.venv-parity)
+	$(BIN)/python -m tests.parity.against_torch_fidelity
+
 plan: $(READY) ## jobs, GPU-hours and disk of a configuration: make plan CONFIG=config/l2.yaml
 	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG)
 
@@ -60,4 +66,4 @@ docs: $(READY) ## write the generated pages: config/schema.json, docs/configurat
 	$(BIN)/python workflow_scripts/write_configuration_reference.py
 
 clean: ## remove the virtual environment and caches; results stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-parity .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -73,6 +73,8 @@ def _section(field: FieldInfo) -> type[Section] | None:
 
 
 def _type(field: FieldInfo) -> str:
+    if _section(field) is not None and get_origin(field.annotation) is tuple:
+        return "list of sections"
     if _section(field) is not None:
         return "section" if field.is_required() or field.default is not None else "section or null"
     return _name(field.annotation)

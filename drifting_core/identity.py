@@ -40,8 +40,14 @@ def identity(section: Section) -> dict[str, Any]:
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         if is_operation(field) or (not field.is_required() and value == default):
             continue
-        chosen[name] = identity(value) if isinstance(value, Section) else value
+        chosen[name] = _plain(value)
     return json.loads(json.dumps(chosen))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return identity(value) if isinstance(value, Section) else value
 
 
 def operations(section: Section) -> dict[str, Any]:

@@ -177,11 +177,12 @@ class Layout:
         return f"{self.root}/runs/{run}/eval/step_{step}/alpha_{alpha:g}/seed_{seed}/n_{samples}/metrics.json"
 
     def table(self, run: str, name: str) -> list[str]:
-        """The evaluations that a table of the run is made of: curve, last_k, alpha_sweep or claim."""
+        """The evaluations that a table of the run is made of: curve, last_k, alpha_sweep, claim, or claim_ and a space."""
         owner = self.find("run", run)
         selection, milestones = owner.evaluation.selection, owner.milestones
-        if name == "claim":
-            return [f"{self.root}/runs/{run}/claim/seed_{seed}/metrics.json" for seed in owner.evaluation.report.seeds]
+        if name.startswith("claim"):
+            metrics = "metrics.json" if name == "claim" else f"spaces/{name.removeprefix('claim_')}/metrics.json"
+            return [f"{self.root}/runs/{run}/claim/seed_{seed}/{metrics}" for seed in owner.evaluation.report.seeds]
         steps = {
             "curve": milestones if selection.curve else milestones[-selection.last_k :],
             "last_k": milestones[-selection.last_k :],
@@ -214,6 +215,22 @@ class Layout:
         """Exports that the recommendation may choose."""
         owner = self.find("run", run)
         return [self.export(run, step) for step in owner.milestones[-owner.evaluation.selection.last_k :]]
+
+    def of_space(self, run: str, space: str, wanted: str, rest: str) -> str:
+        """A file of a further space's network or reference. Raises Fault when the run's configuration has no such space."""
+        return f"{self.folder(wanted, self.find('run', run).in_space(space))}/{rest}"
+
+    def in_spaces(self, run: str, kind: str) -> list[str]:
+        """What there is of the claim in every further space: its `table`, `metrics`, `network` or `reference`."""
+        found = []
+        for space in (each.kind for each in self.find("run", run).evaluation.spaces):
+            if kind == "table":
+                found.append(f"{self.root}/runs/{run}/tables/claim_{space}.json")
+            elif kind == "metrics":
+                found += self.table(run, f"claim_{space}")
+            else:
+                found.append(self.of_space(run, space, kind, "manifest.json"))
+        return found
 
     def claim_samples(self, run: str) -> str:
         """The samples that the neighbour audit looks at: those of the first report seed."""

@@ -19,6 +19,8 @@ from drifting_core.config import Configuration, Encoder
 
 RATES = Path(__file__).resolve().parent.parent / "config" / "rates.yaml"
 
+_SPACE_WIDTHS = {"dinov2": 1024, "clip": 768}  # features of the large models (ViT-L/14)
+
 
 class Cost(NamedTuple):
     """Operations of one stage, and where they run."""
@@ -152,6 +154,8 @@ def costs(config: Configuration, rates: dict[str, Any]) -> list[Cost]:
     online = (pretrained + finetuned) * encode if encoder.augmentation == "online" else 0.0
     views = latents.views * images + encoder.crop_views * config.data.expected.train_images
     _, generated = evaluations(config)
+    claimed = len(evaluation.report.seeds) * evaluation.report.samples
+    seen = len(evaluation.spaces) * ((images + claimed) * rates["vision_transformer_gmac"]["value"] * 1e9 + claimed * decode)
     mae = 3 * (encoder_macs(config) + decoder_macs(config))
     return [
         Cost("encode latents", trains * views * encode, "tokenizer", latents.resources.gpus),
@@ -162,6 +166,7 @@ def costs(config: Configuration, rates: dict[str, Any]) -> list[Cost]:
         Cost("audit of the encoder", trains * audit_macs(config), "tokenizer", encoder.resources.gpus),
         Cost("generator", trains * step_macs(config) * training.steps, "training", training.resources.gpus),
         Cost("sampling and evaluation", generated * (decode + inception), "tokenizer", evaluation.resources.gpus),
+        Cost("further feature spaces", seen, "tokenizer", evaluation.network.resources.gpus),
     ]
 
 
@@ -181,10 +186,13 @@ def disk(config: Configuration) -> list[Space]:
     number = {"float16": 2, "float32": 4}[config.data.latents.dtype]
     images = config.data.expected.train_images + config.data.expected.val_images
     width = 2048 if config.evaluation.network.kind == "inception" else 64
+    claimed = len(config.evaluation.report.seeds) * config.evaluation.report.samples
+    further = sum(_SPACE_WIDTHS[space.kind] for space in config.evaluation.spaces)
     generator = 4 * generator_parameters(config)
     encoder = 4 * sum(weights for weights, _ in _encoder_convolutions(config))
     mae = 4 * autoencoder_parameters(config)
     _, generated = evaluations(config)
+    seen = width + (1008 if config.evaluation.network.kind == "inception" else config.data.expected.classes)
     trains = not config.generator.imported
     trained = (not config.encoder.before_finetune.imported) + (config.encoder.finetune is not None)
     exports = 2 if config.encoder.finetune else 1
@@ -200,6 +208,8 @@ def disk(config: Configuration) -> list[Space]:
         Space("downloaded weights", _downloaded(config, generator, mae)),
         Space("generator: exports", len(config.milestones) * generator),
         Space("generated latents", generated * latent * 2),
+        Space("features of generated images", generated * (seen * 4 + 16)),
+        Space("further feature spaces", (config.data.expected.train_images + claimed) * further * 4),
     ]
 
 

@@ -106,6 +106,8 @@ def _evaluation(config: Configuration) -> Iterator[Need]:
     if weights := config.evaluation.network.inception_weights:
         file = inception if Path(weights).suffix == ".pth" else File("")  # the same as safetensors has other bytes
         yield Need("FID Inception weights", key, Path(weights), file, inception.source)
+    for space in config.evaluation.spaces:
+        yield Need(f"weights of the feature space {space.kind}", "evaluation.spaces", Path(space.weights), folder=True)
     if statistics := config.evaluation.reference.statistics:
         file = File("", sha256=statistics.sha256)
         yield Need("reference statistics", "evaluation.reference.statistics.path", Path(statistics.path), file)

@@ -39,6 +39,10 @@ rule make_bundle:
         claim=f"{RESULTS}/runs/{{run}}/tables/claim.json",
         claim_metrics=lambda wildcards: LAYOUT.table(wildcards.run, "claim"),
         metrics=lambda wildcards: LAYOUT.evaluations(wildcards.run),
+        space=in_spaces("metrics"),
+        space_table=in_spaces("table"),
+        space_network=in_spaces("network"),
+        space_reference=in_spaces("reference"),
         neighbours=f"{RESULTS}/runs/{{run}}/neighbours/neighbours.json",
         exports=lambda wildcards: LAYOUT.candidates(wildcards.run),
     output:

@@ -104,6 +104,20 @@ def file_of(stage, wanted, rest):
     return of_wildcards
 
 
+def file_of_space(wanted):
+    """Input function: the manifest of a further feature space's network or reference."""
+
+    def of_wildcards(wildcards):
+        return LAYOUT.of_space(wildcards.run, wildcards.space, wanted, "manifest.json")
+
+    return of_wildcards
+
+
+def in_spaces(kind):
+    """Input function: what there is of a run's claim in all further feature spaces."""
+    return lambda wildcards: LAYOUT.in_spaces(wildcards.run, kind)
+
+
 def trained_from(wanted, rest):
     """Input function: a file that the run was trained from; none for an imported generator."""
 
@@ -147,4 +161,5 @@ wildcard_constraints:
     alpha=r"[0-9]+(\.[0-9]+)?",
     seed=r"\d+",
     n=r"\d+",
-    table="curve|last_k|alpha_sweep|claim",
+    space="dinov2|clip",
+    table="curve|last_k|alpha_sweep|claim(_(dinov2|clip))?",

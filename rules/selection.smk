@@ -60,6 +60,18 @@ use rule evaluate as evaluate_claim with:
         f"{LOGS}/{{run}}/evaluate_claim_{{seed}}.log",
 
 
+use rule evaluate as evaluate_claim_in_space with:
+    input:
+        samples=f"{RESULTS}/runs/{{run}}/claim/seed_{{seed}}/samples/manifest.json",
+        tokenizer=file_of("run", "tokenizer", "manifest.json"),
+        network=file_of_space("network"),
+        reference=file_of_space("reference"),
+    output:
+        f"{RESULTS}/runs/{{run}}/claim/seed_{{seed}}/spaces/{{space}}/metrics.json",
+    log:
+        f"{LOGS}/{{run}}/evaluate_claim_{{seed}}_{{space}}.log",
+
+
 rule audit_neighbours:
     input:
         samples=lambda wildcards: LAYOUT.claim_samples(wildcards.run),

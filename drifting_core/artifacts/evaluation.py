@@ -52,10 +52,14 @@ class EvaluationContract(BaseModel):
     bootstrap: int
     samples: int
     sampling_precision: str = "float32"
+    kernel_subsets: int = 0
+    kernel_subset_size: int = 0
+    extrapolation: int = 0
 
     # The published FID weights carry the first digits of their hash in their name; ImageNet has this many training images.
     fid_weights: ClassVar[str] = "6726825d"
     fid_images: ClassVar[int] = 1_281_167
+    further_spaces: ClassVar[dict[str, str]] = {"dinov2": "DINOv2", "clip": "CLIP"}
 
     @property
     def uses_fid_network(self) -> bool:
@@ -64,6 +68,8 @@ class EvaluationContract(BaseModel):
     @property
     def distance_name(self) -> str:
         """FID is a promise about network, weights and reference; everything else is a Fréchet distance."""
+        if self.network in self.further_spaces:
+            return f"FD-{self.further_spaces[self.network]}"
         if not self.uses_fid_network:
             return "FD"
         if self.reference_split == "val":
@@ -75,9 +81,17 @@ class EvaluationContract(BaseModel):
         """IS is a promise about network and weights; everything else is a diversity score of some classifier."""
         return "IS" if self.uses_fid_network else "DS"
 
+    @property
+    def kernel_name(self) -> str:
+        """KID is a promise about network and weights; everything else is a kernel distance."""
+        return "KID" if self.uses_fid_network else "KD"
+
 
 class Metrics(Artifact):
-    """One evaluation. `distance` and `score` go by the names that the contract gives them."""
+    """One evaluation. `distance`, `score` and `kernel_distance` go by the names that the contract gives them.
+
+    None is what the contract did not ask for, or a file was made before it could.
+    """
 
     kind: Literal["metrics"] = "metrics"
     contract: EvaluationContract
@@ -89,9 +103,15 @@ class Metrics(Artifact):
     seed: int
     distance: float
     distance_error: float
+    distance_low: float | None = None  # 95% interval by the bootstrap's standard error
+    distance_high: float | None = None
     distance_residue: float
-    score: float
-    score_std: float
+    distance_infinite: float | None = None  # extrapolated to infinitely many samples, and the error of that line's intercept
+    distance_infinite_error: float | None = None
+    kernel_distance: float | None = None
+    kernel_distance_std: float | None = None
+    score: float | None  # none where the network has no classes
+    score_std: float | None
     precision: float
     recall: float
     label_accuracy: float | None

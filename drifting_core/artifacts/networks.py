@@ -15,12 +15,12 @@ class FeatureNetwork(Artifact):
     """The network that evaluations look through."""
 
     kind: Literal["feature_network"] = "feature_network"
-    network: Literal["inception", "classifier"]
+    network: Literal["inception", "classifier", "dinov2", "clip"]
     weights: str
     weights_sha256: Sha256  # of the weights as they were published or trained: what names the network
     architecture: dict[str, Any] = Field(default_factory=dict)
     dimensions: int
-    classes: int
+    classes: int  # 0: the network has features only
     resize: str
     val_accuracy: float | None = None
 

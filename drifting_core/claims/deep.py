@@ -37,10 +37,10 @@ def verify_deeply(folder: Path, *, images: int, device: torch.device | str = "cp
     sources = _originals(folder, bundle, folder.parent.parent)
     _compare(folder, sources, bundle)
     metrics = [source for source in sources.all if isinstance(source.content, Metrics)]
-    reference = sources.source("reference").path
     progress = Progress("numbers from features", len(metrics), unit="evaluations")
     for source in metrics:
-        _recompute(source, reference, device)
+        # Of a further feature space it is that space's own.
+        _recompute(source, sources.by_hash[source.json["inputs"]["reference"]].path, device)
         progress.advance()
     seen = [_look_again(source, sources, images, device) for source in metrics if source.role == "claim_metrics"]
     return [

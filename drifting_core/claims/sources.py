@@ -37,7 +37,15 @@ SINGLE: dict[str, type[Artifact]] = {
     "index": Index,
 }
 OPTIONAL: dict[str, type[Artifact]] = {"curve": MetricsTable}
-MANY: dict[str, type[Artifact]] = {"metrics": Metrics, "claim_metrics": Metrics, "exports": Export}
+MANY: dict[str, type[Artifact]] = {
+    "metrics": Metrics,
+    "claim_metrics": Metrics,
+    "exports": Export,
+    "space": Metrics,
+    "space_table": MetricsTable,
+    "space_network": FeatureNetwork,
+    "space_reference": ReferenceStatistics,
+}
 _IN_TABLES = ("curve", "last_k", "alpha_sweep", "claim", "recommendation", "neighbours")
 
 Kind = TypeVar("Kind", bound=Artifact)

@@ -73,6 +73,10 @@ def _recompute(folder: Path, manifest: Bundle) -> None:
     for role, table in sources.tables.items():
         paths = [sources.of_row(row).path for row in table.rows]
         _require_equal(table, make_table(table.title, paths), folder / sources.source(role).place)
+    for source in (each for each in sources.all if each.role == "space_table"):
+        table = MetricsTable.read(source.path)
+        paths = [sources.of_row(row).path for row in table.rows]
+        _require_equal(table, make_table(table.title, paths), folder / source.place)
     selection = Selection(**manifest.configuration_values["evaluation"]["selection"])
     chosen, tables = sources.one("recommendation", Recommendation), sources.tables
     found = recommend(tables["last_k"], tables["alpha_sweep"], tie_errors=selection.tie_errors, rule=selection.rule)

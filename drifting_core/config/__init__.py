@@ -27,6 +27,8 @@ from drifting_core.config.evaluation import (
     Report,
     Sampling,
     Selection,
+    Space,
+    SpaceKind,
 )
 from drifting_core.config.networks import (
     TRAINED,
@@ -79,6 +81,8 @@ __all__ = [
     "Resources",
     "Sampling",
     "Selection",
+    "Space",
+    "SpaceKind",
     "Tokenizer",
     "TokenizerTraining",
     "Training",

@@ -20,20 +20,33 @@ class Classifier(Section):
     seed: Natural = Field(0, description="seed of initialisation and order")
 
 
+SpaceKind = Literal["dinov2", "clip"]
+
+
 class Network(Section):
     """The feature network of the evaluation."""
 
-    kind: Literal["inception", "classifier"] = Field(description="inception: the FID network; classifier: trained here")
+    kind: Literal["inception", "classifier"] | SpaceKind = Field(
+        description="inception: the FID network; classifier: trained here; the others for `evaluation.spaces`"
+    )
     inception_weights: str | None = operation(None, "for kind: inception; the published FID weights, a local file")
     classifier: Classifier | None = Field(None, description="for kind: classifier")
-    resources: Resources = operation(Resources(), "making the network and the reference")
+    weights: str | None = Field(None, description="for kinds dinov2 and clip: as in `evaluation.spaces`")
+    resources: Resources = operation(Resources(), "making the network and the reference, those of further spaces too")
 
     @model_validator(mode="after")
     def _kind_is_described(self) -> Self:
-        key = {"inception": "inception_weights", "classifier": "classifier"}[self.kind]
+        key = {"inception": "inception_weights", "classifier": "classifier"}.get(self.kind, "weights")
         if getattr(self, key) is None:
             raise ValueError(f"kind: {self.kind} needs the key '{key}' beside it")
         return self
+
+
+class Space(Section):
+    """A further feature space that the claim is measured in."""
+
+    kind: SpaceKind = Field(description="dinov2: class token of a DINOv2; clip: image embedding of a CLIP")
+    weights: str = Field(description="folder in Hugging Face format: config.json and model.safetensors; never downloaded")
 
 
 class PublishedStatistics(Section):
@@ -51,9 +64,17 @@ class Reference(Section):
     statistics: PublishedStatistics | None = Field(
         None, description="published moments in place of our own; features of single images are still computed here"
     )
-
+    split: Literal["train", "val"] = Field(
+        "train", description="images of our own moments; val: the distance is FID-val, which compares with no published FID"
+    )
     compute_batch: Positive = Field(64, description="images per feature call (bits depend on it)")
     precision_recall_images: Positive = Field(10_000, description="validation images of the precision/recall manifold")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.statistics and self.split != "train":
+            raise ValueError("split: of which images published moments are is said by statistics.split; remove one")
+        return self
 
 
 class Sampling(Section):
@@ -70,7 +91,19 @@ class Contract(Section):
     uint8: Literal["truncate", "round", "adm"] = Field("truncate", description="how [0, 1] pixels become bytes")
     compute_batch: Positive = Field(64, description="images per decoder and feature call (bits depend on it)")
     precision_recall_k: Positive = Field(3, description="neighbours that define the manifolds")
-    bootstrap: Natural = Field(20, description="resamples behind the distance's standard error")
+    bootstrap: Natural = Field(20, description="resamples behind the distance's standard error; 0: none")
+    kernel_subsets: Natural = Field(0, description="subsets of the kernel distance (KID; published ones use 100); 0: none")
+    kernel_subset_size: Positive = Field(1000, ge=2, description="images of each, at most as many as there are")
+    extrapolation: Natural = Field(
+        0, description="sample counts of the line that extrapolates the distance to infinitely many (published: 15); 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _spreads_have_points(self) -> Self:
+        for key, fewest in (("bootstrap", 2), ("extrapolation", 3)):
+            if 0 < getattr(self, key) < fewest:
+                raise ValueError(f"{key}: found {getattr(self, key)}; at least {fewest}, or 0 for none")
+        return self
 
 
 class Selection(Section):
@@ -112,7 +145,24 @@ class Evaluation(Section):
     selection: Selection = Field(description="choosing export and guidance")
     report: Report = Field(description="the claim")
     neighbours: Neighbours = Field(description="memorisation audit")
+    spaces: tuple[Space, ...] = Field((), description="further feature spaces that the claim is measured in, each kind once")
     resources: Resources = operation(Resources(), "one sampling or evaluation job")
+
+    @model_validator(mode="after")
+    def _selection_has_a_score(self) -> Self:
+        if self.network.weights:
+            raise ValueError(
+                f"network.kind: {self.network.kind} has no classes, so no score to select by; use inception or a "
+                "classifier, and name this one in spaces"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _spaces_are_named_once(self) -> Self:
+        kinds = [space.kind for space in self.spaces]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"spaces: found the kinds {kinds}; each once, since paths and tables are named by them")
+        return self
 
     @model_validator(mode="after")
     def _seeds_are_disjoint(self) -> Self:

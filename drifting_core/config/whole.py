@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from drifting_core import published
 from drifting_core.config.data import Data, Tokenizer
-from drifting_core.config.evaluation import Evaluation
+from drifting_core.config.evaluation import Evaluation, Network
 from drifting_core.config.networks import Encoder, Generator, Objective, Training
 from drifting_core.config.values import Device, Name, Natural
 from drifting_core.faults import Fault
@@ -63,14 +63,34 @@ class Configuration(Section):
         return {each.key: each for each in wanted if each}
 
     def relatives(self) -> list[Self]:
-        """This configuration and what it also makes: the encoder before its fine-tune, other widths, seeds."""
+        """This configuration and what it also makes: the encoder before its fine-tune, other widths, seeds, spaces."""
         encoders = [self.encoder, *map(self.encoder.of_width, self.encoder.variants)]
         encoders += [encoder.before_finetune for encoder in encoders if encoder.finetune]
-        return [self.model_copy(update={"encoder": encoder}) for encoder in encoders] + self.seeded()
+        made = [self.model_copy(update={"encoder": encoder}) for encoder in encoders] + self.seeded()
+        return made + [self.in_space(space.kind) for space in self.evaluation.spaces]
 
     def seeded(self) -> list[Self]:
         """The same with each of `seeds` for the generator's training."""
         return [self.model_copy(update={"training": self.training.model_copy(update={"seed": seed})}) for seed in self.seeds]
+
+    def in_space(self, kind: str) -> Self:
+        """The same with a further space's network in place of the evaluation's, and our own statistics of the same split.
+
+        Raises Fault when evaluation.spaces has no such kind.
+        """
+        evaluation = self.evaluation
+        weights = {space.kind: space.weights for space in evaluation.spaces}
+        if kind not in weights:
+            raise Fault(f"evaluation.spaces: found {sorted(weights)}, asked for '{kind}'; name its weights there")
+        network = Network.model_validate(
+            {"kind": kind, "weights": weights[kind], "resources": evaluation.network.resources.model_dump()}
+        )
+        published = evaluation.reference.statistics  # of the other network
+        split = published.split if published else evaluation.reference.split
+        reference = evaluation.reference.model_copy(update={"statistics": None, "split": split})
+        return self.model_copy(
+            update={"evaluation": evaluation.model_copy(update={"network": network, "reference": reference})}
+        )
 
     @property
     def family(self) -> str:
@@ -254,7 +274,8 @@ def _explain(problem: Any) -> str:
 def _keys_beside(location: tuple[str | int, ...]) -> list[str]:
     model: type[Section] = Configuration
     for part in location[:-1]:
-        model = _section_type(model, str(part))
+        if isinstance(part, str):  # else an index into a list of sections
+            model = _section_type(model, part)
     return sorted(model.model_fields)
 
 

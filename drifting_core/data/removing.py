@@ -65,6 +65,9 @@ def _require_verified(data: Path, split: Split) -> None:
 def _require_nothing_to_read(config: Configuration, layout: Layout) -> None:
     """Every job of the configuration that reads images must have been done."""
     wanted = {"reference statistics": f"{layout.folder('reference')}/manifest.json"}
+    for space in config.evaluation.spaces:
+        own = layout.folder("reference", config.in_space(space.kind))
+        wanted[f"reference statistics in the space {space.kind}"] = f"{own}/manifest.json"
     if config.evaluation.network.classifier:
         wanted["feature network"] = f"{layout.folder('network')}/manifest.json"
     if config.encoder.augmentation == "online" and not config.encoder.imported and not config.generator.imported:

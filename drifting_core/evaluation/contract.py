@@ -45,6 +45,7 @@ def make_contract(
             f"reference statistics were made with the network {reference.network_sha256[:16]}…, the network given has the "
             f"weights {network.weights_sha256[:16]}…; make the reference again with this network"
         )
+    fewest = min(samples.samples, reference.precision_recall_images)
     return EvaluationContract(
         network=network.network,
         network_sha256=network.weights_sha256,
@@ -64,6 +65,9 @@ def make_contract(
         bootstrap=how.bootstrap,
         samples=samples.samples,
         sampling_precision=samples.precision,
+        kernel_subsets=how.kernel_subsets,
+        kernel_subset_size=min(fewest, how.kernel_subset_size) if how.kernel_subsets else 0,
+        extrapolation=how.extrapolation,
     )
 
 
@@ -102,6 +106,11 @@ def explain_name(contract: EvaluationContract) -> str:
         return (
             f"FD, not FID: the reference is {contract.reference_images:,} images, not ImageNet's "
             f"{EvaluationContract.fid_images:,} training images; not comparable with published FID."
+        )
+    if contract.network in EvaluationContract.further_spaces:
+        return (
+            f"{contract.distance_name}: a Fréchet distance, but of {contract.network_sha256[:12]}…'s features, so no FID; "
+            "not comparable with any number of other weights, preprocessing or reference."
         )
     what = "Inception with other weights" if contract.network == "inception" else "a small classifier trained here"
     return (

@@ -1,30 +1,28 @@
 """From generated latents to the numbers of one evaluation, in one streamed pass: decode, bytes, feature network.
 
-No image file is written but a small grid; latents are what is kept, images are made again from them.
+No image file is written but a small grid; latents and features are what is kept, images are made again from the former.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drifting_core.artifacts import FeatureNetwork, Metrics, Samples, TokenizerManifest, hashes, publish, records
+from drifting_core.artifacts import Metrics, TokenizerManifest, hashes, publish, records
 from drifting_core.config import Contract
-from drifting_core.evaluation import statistics
 from drifting_core.evaluation.contract import MANIFOLD, PRECISION, Uint8Rule, contract_hash, make_contract, to_uint8
 from drifting_core.evaluation.grid import GRID, grid_picture, grid_samples
-from drifting_core.evaluation.networks import Network, load_network
+from drifting_core.evaluation.measuring import FEATURES, Features, measure, write_features
+from drifting_core.evaluation.networks import Network, load_network, predictions
 from drifting_core.evaluation.reference import read_cache, read_statistics
 from drifting_core.evaluation.sampler import read_samples
-from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
 from drifting_core.models.tokenizer import Tokenizer
 from drifting_core.provenance import code_version
@@ -42,11 +40,9 @@ class Batch(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """What the whole pass leaves: features and logits of all samples, pixels of the few that a grid shows."""
+    """What the whole pass leaves: features of all samples, pixels of the few that a grid shows."""
 
-    features: NDArray[np.float32]
-    logits_unbiased: NDArray[np.float32]
-    predicted: NDArray[np.int64]
+    seen: Features
     shown: dict[int, NDArray[np.uint8]]
     pixel_std: float
 
@@ -80,7 +76,7 @@ def evaluate(
     device: torch.device,
     configuration: str,
 ) -> None:
-    """Publish metrics.json (and grid.png beside it) of one set of samples.
+    """Publish metrics.json (and grid.png and features.h5 beside it) of one set of samples.
 
     Raises Fault when the parts were not made for each other or a number is not finite.
     """
@@ -90,8 +86,17 @@ def evaluate(
     reference, moments = read_statistics(reference_path)
     contract = make_contract(how, samples=samples, tokenizer=tokenizer_record, network=network_record, reference=reference)
     shown = grid_samples(len(np.unique(labels)), samples.samples)  # a canary does not have all classes
-    generated = _pass(latents, how, tokenizer, network, device, shown)
-    numbers = _numbers(generated, labels, how, samples, network_record, moments, reference_path, device)
+    generated = _pass(latents, labels, how, tokenizer, network, device, shown)
+    write_features(output.parent / FEATURES, generated.seen)
+    numbers = measure(
+        generated.seen,
+        contract,
+        seed=samples.seed,
+        reference=moments,
+        manifold=read_cache(reference_path.parent / MANIFOLD),
+        labelled=network_record.classes == samples.classes,
+        device=device,
+    )
     with publish(output.parent / GRID) as scratch:
         grid_picture(generated.shown, shown).save(scratch, format="PNG")
     Metrics(
@@ -105,7 +110,7 @@ def evaluate(
                 "reference": reference_path,
             }
         ),
-        files=records(output.parent, [GRID]),
+        files=records(output.parent, [GRID, FEATURES]),
         contract=contract,
         contract_hash=contract_hash(contract),
         distance_name=contract.distance_name,
@@ -113,16 +118,19 @@ def evaluate(
         step=samples.step,
         alpha=samples.alpha,
         seed=samples.seed,
+        sample_std=generated.pixel_std,
         **numbers,
     ).write(output)
+    score = "" if numbers["score"] is None else f", {contract.score_name} {numbers['score']:.4g}"
     log.info(
-        "step %d, alpha %g, seed %d: %s %.4g ± %.2g, %s %.4g", samples.step, samples.alpha, samples.seed,
-        contract.distance_name, numbers["distance"], numbers["distance_error"], contract.score_name, numbers["score"],
+        "step %d, alpha %g, seed %d: %s %.4g ± %.2g%s", samples.step, samples.alpha, samples.seed, contract.distance_name,
+        numbers["distance"], numbers["distance_error"], score,
     )  # fmt: skip
 
 
 def _pass(
     latents: Tensor,
+    labels: NDArray[np.int64],
     how: Contract,
     tokenizer: Tokenizer,
     network: Network,
@@ -138,46 +146,9 @@ def _pass(
             kept[i] = batch.images[i - done].numpy()
         features.append(batch.features.numpy())
         unbiased.append(batch.logits_unbiased.numpy())
-        predicted.append(batch.logits.argmax(1).numpy())
+        predicted.append(predictions(batch.logits).numpy())
         deviation += float((batch.images.double() / 255).flatten(1).std(dim=1).sum())
         done += len(batch.images)
         progress.advance(len(batch.images))
-    return Generated(np.concatenate(features), np.concatenate(unbiased), np.concatenate(predicted), kept, deviation / done)
-
-
-def _numbers(
-    generated: Generated,
-    labels: NDArray[np.int64],
-    how: Contract,
-    samples: Samples,
-    network: FeatureNetwork,
-    reference: statistics.Moments,
-    reference_path: Path,
-    device: torch.device,
-) -> dict[str, Any]:
-    own = statistics.moments_of(generated.features)
-    frechet = statistics.frechet(reference.mean, reference.covariance, own.mean, own.covariance)
-    error = statistics.bootstrap_error(reference, generated.features, resamples=how.bootstrap, seed=samples.seed)
-    score, score_std = statistics.inception_score(generated.logits_unbiased)
-    manifold = read_cache(reference_path.parent / MANIFOLD)
-    precision, recall = statistics.precision_recall(
-        manifold.features, generated.features, how.precision_recall_k, device=device
-    )
-    diversity = statistics.within_class_diversity(generated.features, labels, manifold.features, manifold.labels)
-    labelled = network.classes == samples.classes  # Inception has 1008 outputs in an order of its own
-    numbers = {
-        "distance": frechet.distance,
-        "distance_error": error,
-        "distance_residue": frechet.residue,
-        "score": score,
-        "score_std": score_std,
-        "precision": precision,
-        "recall": recall,
-        "label_accuracy": float((generated.predicted == labels).mean()) if labelled else None,
-        "within_class_diversity": diversity.ratio,
-        "sample_std": generated.pixel_std,
-    }
-    broken = [name for name, value in numbers.items() if value is not None and not math.isfinite(value)]
-    if broken:
-        raise Fault(f"step {samples.step}, alpha {samples.alpha:g}: {', '.join(broken)} not finite; look at the samples")
-    return numbers
+    seen = Features(np.concatenate(features), np.concatenate(unbiased), np.concatenate(predicted), labels)
+    return Generated(seen, kept, deviation / done)

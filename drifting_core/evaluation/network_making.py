@@ -1,9 +1,10 @@
-"""Where the feature network comes from: the user's file of published Inception weights, or training."""
+"""Where a feature network comes from: published weights that the user has, or training."""
 
 from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,18 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from drifting_core.artifacts import FeatureNetwork, hashes, publish, records, sha256_file
-from drifting_core.config import Classifier, Data, Network
+from drifting_core.config import Classifier, Data, Network, SpaceKind
 from drifting_core.data.images import centre_crops
 from drifting_core.data.index import ImageReader
 from drifting_core.evaluation.classifier import accuracy, save_classifier, train_classifier
 from drifting_core.evaluation.inception import InceptionV3
+from drifting_core.evaluation.vision_transformers import FILES, WEIGHTS, VisionTransformer
 from drifting_core.faults import Fault
 from drifting_core.provenance import code_version
 from drifting_core.published import INCEPTION
 
 log = logging.getLogger(__name__)
-
-WEIGHTS = "model.safetensors"
 
 
 def make_network(
@@ -38,6 +38,9 @@ def make_network(
     """Publish weights and manifest of the network that `section` describes; `data` and `index` are for training one."""
     if section.kind == "inception":
         _adopt_inception(manifest, str(section.inception_weights), configuration=configuration)
+        return
+    if section.kind != "classifier":
+        _adopt_transformer(manifest, section.kind, Path(str(section.weights)), configuration=configuration)
         return
     if section.classifier is None or data is None or index is None:
         raise Fault("evaluation.network: a classifier is trained on images; give the data's configuration and its --index")
@@ -74,6 +77,25 @@ def _adopt_inception(manifest: Path, given: str, *, configuration: str) -> None:
         dimensions=network.fc.in_features,
         classes=network.fc.out_features,
         resize="TF1 bilinear to 299 pixels, without antialiasing",
+    ).write(manifest)
+
+
+def _adopt_transformer(manifest: Path, kind: SpaceKind, given: Path, *, configuration: str) -> None:
+    """Copy the two files of a vision transformer beside `manifest`, when they make one. Raises Fault when not."""
+    network = VisionTransformer(kind, given)
+    for name in FILES:
+        with publish(manifest.parent / name) as scratch:
+            shutil.copyfile(given / name, scratch)
+    FeatureNetwork(
+        configuration=configuration,
+        code=code_version(),
+        files=records(manifest.parent, list(FILES)),
+        network=kind,
+        weights=WEIGHTS,
+        weights_sha256=sha256_file(manifest.parent / WEIGHTS),
+        dimensions=network.dimensions,
+        classes=0,
+        resize=network.resize,
     ).write(manifest)
 
 

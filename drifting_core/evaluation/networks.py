@@ -13,7 +13,10 @@ from drifting_core.artifacts import FeatureNetwork
 
 
 class Output(Protocol):
-    """features (B, D) float32; logits without the bias, for the score; logits with it, for labels."""
+    """features (B, D) float32; logits without the bias, for the score; logits with it, for labels.
+
+    Logits are (B, 0) where the network has no classes.
+    """
 
     features: Tensor
     logits_unbiased: Tensor
@@ -21,6 +24,11 @@ class Output(Protocol):
 
 
 Network = Callable[[Tensor], Output]
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """The likeliest class of each row (B,); -1 where the network has none."""
+    return logits.argmax(1) if logits.shape[1] else torch.full((len(logits),), -1, device=logits.device)
 
 
 def load_network(manifest: Path, device: torch.device) -> tuple[Network, FeatureNetwork]:
@@ -32,6 +40,10 @@ def load_network(manifest: Path, device: torch.device) -> tuple[Network, Feature
         from drifting_core.evaluation.inception import InceptionV3
 
         return InceptionV3(weights).to(device), record
+    if record.network != "classifier":
+        from drifting_core.evaluation.vision_transformers import VisionTransformer
+
+        return VisionTransformer(record.network, manifest.parent).to(device), record
     from drifting_core.evaluation.classifier import load_classifier
 
     return load_classifier(weights, record.architecture).to(device), record

@@ -1,6 +1,7 @@
-"""Real images under the feature network: moments of all training images, and caches of single features.
+"""Real images under the feature network: moments of all images of a split, and caches of single features.
 
-`statistics.npz` (mu, sigma; float64) is what the Fréchet distance compares with: our own, or published ones;
+`statistics.npz` (mu, sigma; float64) is what the Fréchet distance compares with: our own of the training or, where asked
+for, of all validation images, or published ones;
 features_train.h5 is searched by the neighbour audit; features_val.h5 is the real manifold of precision and recall and the
 audit's baseline.
 """
@@ -34,7 +35,7 @@ from drifting_core.data.index import ImageReader
 from drifting_core.data.journal import Journal
 from drifting_core.data.listing import Split
 from drifting_core.evaluation.contract import MANIFOLD, STATISTICS
-from drifting_core.evaluation.networks import Network, load_network
+from drifting_core.evaluation.networks import Network, load_network, predictions
 from drifting_core.evaluation.statistics import Moments, frechet_distance, mean_covariance
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
@@ -95,6 +96,8 @@ def make_reference(
     held_out = features_of(val, "val", val_rows.tolist())
     held_out.write(manifest.parent / MANIFOLD, record, work)
     moments, imported = (own, None) if published is None else (published, _imported(how.statistics, published, own))
+    if how.split == "val":  # all of them: the cache holds those of the manifold only
+        moments = features_of(val, "val", range(len(val))).moments(manifest.parent / STATISTICS, record, work)
     with publish(manifest.parent / STATISTICS) as scratch, scratch.open("wb") as file:
         np.savez(file, mu=moments.mean, sigma=moments.covariance)
     ReferenceStatistics(
@@ -102,7 +105,7 @@ def make_reference(
         code=code_version(),
         inputs=inputs,
         files=records(manifest.parent, [STATISTICS, TRAIN_FEATURES, MANIFOLD]),
-        split=how.statistics.split if how.statistics else "train",
+        split=how.statistics.split if how.statistics else how.split,
         imported=imported,
         images=moments.rows,
         dimensions=record.dimensions,
@@ -112,8 +115,8 @@ def make_reference(
         precision_recall_images=held_out.done,
         real_accuracy=held_out.right / held_out.done if record.network == "classifier" else None,
     ).write(manifest)
-    for name in (TRAIN_FEATURES, MANIFOLD):
-        _journal_of(manifest.parent / name).unlink()
+    for name in (TRAIN_FEATURES, MANIFOLD, STATISTICS):
+        _journal_of(manifest.parent / name).unlink(missing_ok=True)  # the last is there for validation images only
 
 
 def _journal_of(cache: Path) -> Path:
@@ -167,6 +170,12 @@ class _Pass:
             self.right = sum(found.description["right"] for found in journal.records())
             with publish_hdf5(path) as writer:
                 return self._store(writer, record, journal)
+
+    def moments(self, path: Path, record: FeatureNetwork, work: dict[str, Any]) -> Moments:
+        """The moments alone; `path` names the journal, which is kept as in `write`."""
+        with Journal(_journal_of(path), {**work, "split": self.split}) as journal:
+            self._fill(journal)
+            return mean_covariance(found.array("float32", (-1, record.dimensions)) for found in journal.records())
 
     def _fill(self, journal: Journal) -> None:
         """Compute the batches that the journal does not hold yet."""
@@ -234,7 +243,7 @@ class _Pass:
         padding = images[:1].expand(self.batch - len(images), -1, -1, -1)
         with torch.inference_mode():
             output = self.network(torch.cat([images, padding]).to(self.device))
-        right = int((output.logits[: len(rows)].argmax(1).cpu().numpy() == labels).sum())
+        right = int((predictions(output.logits[: len(rows)]).cpu().numpy() == labels).sum())
         return _Features(output.features[: len(rows)].float().cpu().numpy(), rows, right)
 
 

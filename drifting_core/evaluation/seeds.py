@@ -15,7 +15,8 @@ from drifting_core.provenance import code_version
 
 PAGE = "table.md"
 NUMBERS = (
-    "distance", "score", "precision", "recall", "label_accuracy", "within_class_diversity", "sample_std",
+    "distance", "distance_infinite", "kernel_distance", "score", "precision", "recall", "label_accuracy",
+    "within_class_diversity", "sample_std",
 )  # fmt: skip
 
 

@@ -98,20 +98,30 @@ def frechet_distance(mean_a: Array, covariance_a: Array, mean_b: Array, covarian
     return frechet(mean_a, covariance_a, mean_b, covariance_b).distance
 
 
-def frechet(mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array) -> Frechet:
-    """`frechet_distance` with its residue.
-
-    The last trace is the sum of the roots of the eigenvalues of R^T S_b R with S_a = R R^T: a symmetric problem, so that
-    no imaginary part arises. Raises Fault when a covariance has a negative eigenvalue beyond rounding or is not finite.
-    """
-    return _frechet(mean_a, covariance_a, covariance_root(covariance_a), mean_b, covariance_b)
-
-
 class CovarianceRoot(NamedTuple):
     """R (D, rank) with R R^T = S, and the sum of the roots of the eigenvalues that rounding made negative."""
 
     root: Array
     residue: float
+
+
+def frechet(
+    mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array, root_a: CovarianceRoot | None = None
+) -> Frechet:
+    """`frechet_distance` with its residue. `root_a`: of covariance_a, where many are compared with it.
+
+    The last trace is the sum of the roots of the eigenvalues of R^T S_b R with S_a = R R^T: a symmetric problem, so that
+    no imaginary part arises. Raises Fault when a covariance has a negative eigenvalue beyond rounding or is not finite.
+    """
+    _require_finite(covariance_b, "covariance")
+    root, rounded = root_a or covariance_root(covariance_a)
+    product = root.T @ np.asarray(covariance_b, dtype=np.float64) @ root
+    values = np.linalg.eigvalsh((product + product.T) / 2)
+    scale = float(np.linalg.norm(covariance_a, 2) * np.linalg.norm(covariance_b, 2)) if values.min(initial=0.0) < 0 else 1.0
+    positive, residue = _split_spectrum(values, np.asarray(covariance_b).dtype, scale)
+    shift = np.asarray(mean_a, dtype=np.float64) - np.asarray(mean_b, dtype=np.float64)
+    trace = float(np.trace(covariance_a) + np.trace(covariance_b) - 2 * np.sqrt(values[positive]).sum())
+    return Frechet(float(shift @ shift) + trace, residue + rounded)
 
 
 def covariance_root(covariance: Array) -> CovarianceRoot:
@@ -120,17 +130,6 @@ def covariance_root(covariance: Array) -> CovarianceRoot:
     values, vectors = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
     positive, residue = _split_spectrum(values, np.asarray(covariance).dtype, float(values.max(initial=0.0)))
     return CovarianceRoot(vectors[:, positive] * np.sqrt(values[positive]), residue)
-
-
-def _frechet(mean_1: Array, covariance_1: Array, root_1: CovarianceRoot, mean_2: Array, covariance_2: Array) -> Frechet:
-    _require_finite(covariance_2, "covariance")
-    product = root_1.root.T @ np.asarray(covariance_2, dtype=np.float64) @ root_1.root
-    values = np.linalg.eigvalsh((product + product.T) / 2)
-    scale = float(np.linalg.norm(covariance_1, 2) * np.linalg.norm(covariance_2, 2)) if values.min(initial=0.0) < 0 else 1.0
-    positive, residue = _split_spectrum(values, np.asarray(covariance_2).dtype, scale)
-    shift = np.asarray(mean_1, dtype=np.float64) - np.asarray(mean_2, dtype=np.float64)
-    trace = float(np.trace(covariance_1) + np.trace(covariance_2) - 2 * np.sqrt(values[positive]).sum())
-    return Frechet(float(shift @ shift) + trace, residue + root_1.residue)
 
 
 def _split_spectrum(values: Array, stored: np.dtype, scale: float) -> tuple[NDArray[np.bool_], float]:
@@ -151,25 +150,6 @@ def _split_spectrum(values: Array, stored: np.dtype, scale: float) -> tuple[NDAr
 def _require_finite(numbers: Array, what: str) -> None:
     if not np.isfinite(numbers).all():
         raise Fault(f"{what}: {int((~np.isfinite(numbers)).sum())} numbers are not finite; its features are broken")
-
-
-def bootstrap_error(reference: Moments, features: Array, *, resamples: int, seed: int) -> float:
-    """Standard error of the Fréchet distance: its standard deviation over resampled generated sets.
-
-    Resample r draws N of the N rows with replacement; its indices are a function of (seed, r). Needs resamples >= 2;
-    with 0 the error is 0, which says that nobody asked for one.
-    """
-    if resamples == 0:
-        return 0.0
-    if resamples < 2:
-        raise ValueError(f"bootstrap_error: {resamples} resample(s); a spread needs at least 2 (or 0 for none)")
-    root = covariance_root(reference.covariance)
-    distances = []
-    for resample in range(resamples):
-        rows = draws.integers(draws.key(seed, "bootstrap", resample), len(features), (len(features),))
-        own = mean_covariance(_batches(np.asarray(features)[rows.numpy()]))
-        distances.append(_frechet(reference.mean, reference.covariance, root, own.mean, own.covariance).distance)
-    return float(np.std(distances, ddof=1))
 
 
 def _batches(features: Array) -> Iterator[Array]:

@@ -131,6 +131,23 @@ def test_an_edited_number_is_found_where_every_hash_was_made_to_fit(folder):
         verify_bundle(folder)
 
 
+def test_the_claim_in_a_further_space_is_taken_in_and_follows_from_its_evaluations(tmp_path):
+    results = tmp_path / "results"
+    run, given = results / "runs" / RUN, write_claim(results)
+    metrics = write_metrics(run / "claim/spaces/clip/metrics.json", 1000, 1.5, 1000, 31.5, network="clip", samples=1000)
+    table = run / "tables/claim_clip.json"
+    make_table("claim_clip", [metrics]).write(table)
+    bundle(results, [*given, ("space", metrics), ("space_table", table)])
+    folder = results / "bundles" / RUN
+    verify_bundle(folder)
+    held = folder / f"artifacts/runs/{RUN}/tables/claim_clip.json"
+    assert artifacts.MetricsTable.read(held).distance_name == "FD-CLIP"
+    held.write_text(held.read_text().replace('"distance": 31.5', '"distance": 3.15'))
+    forge(folder)
+    with pytest.raises(Fault, match="claim_clip.json: does not follow from what it was made from: rows differ"):
+        verify_bundle(folder)
+
+
 def forge(folder):
     """Make all hashes fit what is there now."""
     manifest = artifacts.Bundle.read(folder / "manifest.json")

@@ -103,8 +103,8 @@ def evaluate(manifest, output, monkeypatch):
     monkeypatch.setattr(evaluation, "read_statistics", lambda _: (reference, statistics.moments_of(real)))
     monkeypatch.setattr(evaluation, "read_cache", lambda _: cache)
     evaluation.evaluate(
-        output, Contract(compute_batch=64), samples_path=manifest, tokenizer_path=manifest, network_path=manifest,
-        reference_path=manifest, device=CPU, configuration="0" * 64,
+        output, Contract(compute_batch=64, kernel_subsets=3, extrapolation=3), samples_path=manifest,
+        tokenizer_path=manifest, network_path=manifest, reference_path=manifest, device=CPU, configuration="0" * 64,
     )  # fmt: skip
     return Metrics.read(output)
 
@@ -116,7 +116,7 @@ def test_every_number_is_finite_whatever_the_number_of_samples(export, tmp_path,
     assert (np.bincount(labels)[np.unique(labels)] >= 5).all()
     metrics = evaluate(manifest, tmp_path / "eval/metrics.json", monkeypatch)
     numbers = {name: value for name, value in metrics.model_dump().items() if isinstance(value, float)}
-    assert len(numbers) == 11
+    assert len(numbers) == 17
     assert all(math.isfinite(value) for value in numbers.values()), numbers
     assert (tmp_path / "eval/grid.png").is_file()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from drifting_core.artifacts import EvaluationContract
 from drifting_core.evaluation.contract import contract_hash, explain_name, require_same, to_uint8
 from drifting_core.faults import Fault
+from drifting_core.identity import digest
 from tests.unit.evaluation_samples import PLAIN, PUBLISHED, contract
 
 
@@ -24,12 +26,22 @@ from tests.unit.evaluation_samples import PLAIN, PUBLISHED, contract
 def test_only_published_weights_and_all_training_images_make_an_fid(changes, names):
     made = contract(**changes)
     assert (made.distance_name, made.score_name) == names
+    assert made.kernel_name == {"DS": "KD", "IS": "KID"}[names[1]]
     assert ("not comparable" in explain_name(made)) == (names[0] != "FID")
 
 
-@pytest.mark.parametrize("field", sorted(PLAIN))
+ADDED = {"sampling_precision": "float32", "kernel_subsets": 0, "kernel_subset_size": 0, "extrapolation": 0}
+
+
+def test_fields_that_came_later_change_no_older_contract():
+    assert EvaluationContract.model_fields.keys() == PLAIN.keys() | ADDED.keys()
+    assert contract_hash(contract(**ADDED)) == contract_hash(contract())
+    assert contract_hash(contract()) == digest(PLAIN)
+
+
+@pytest.mark.parametrize("field", sorted(PLAIN | ADDED))
 def test_every_field_changes_the_hash_and_is_named_in_the_refusal(field):
-    value = PLAIN[field]
+    value = (PLAIN | ADDED)[field]
     other = contract(**{field: value + 1 if isinstance(value, int) else f"{value}x"})
     assert contract_hash(other) != contract_hash(contract())
     with pytest.raises(Fault, match=rf"(?s)one\.json and two\.json .*{field}: .* against .*"):

@@ -8,6 +8,7 @@ import pytest
 
 from drifting_core import data_plan, plan
 from drifting_core.config import Configuration, EncoderFinetune, load_file
+from drifting_core.config import Space as SpaceSection
 from drifting_core.data import tars
 from drifting_core.faults import Fault
 
@@ -84,6 +85,24 @@ def test_a_finetune_costs_its_own_steps_and_its_own_export(root: Path) -> None:
     assert hours[0]["audit of the encoder"] < 0.01 * hours[0]["latent-MAE"]
     sizes = [next(s.bytes for s in plan.disk(each) if s.what.startswith("latent-MAE")) for each in (plain, tuned, imported)]
     assert sizes[1] == 2 * sizes[0] > sizes[2] > sizes[0]
+
+
+def test_features_of_generated_images_are_counted(root: Path) -> None:
+    """12 kB each with Inception: 2,048 features and 1,008 logits, float32."""
+    space = {each.what: each.bytes for each in plan.disk(preset(root, "ablation"))}
+    images = plan.evaluations(preset(root, "ablation"))[1]
+    assert space["features of generated images"] == pytest.approx(images * 12_240)
+    assert space["generated latents"] == images * 8192
+
+
+def test_further_spaces_cost_a_cache_and_a_pass_each(root: Path) -> None:
+    plain, rates = preset(root, "ablation"), plan.read_rates()
+    spaces = tuple(SpaceSection(kind=kind, weights="x") for kind in ("dinov2", "clip"))
+    more = plain.model_copy(update={"evaluation": plain.evaluation.model_copy(update={"spaces": spaces})})
+    costs, disk = ({each[0]: each[1] for each in found} for found in (plan.costs(more, rates), plan.disk(more)))
+    assert disk["further feature spaces"] == (1_281_167 + 50_000) * (1024 + 768) * 4
+    assert costs["further feature spaces"] == pytest.approx(2 * (1_381_167 * 81e9 + 50_000 * 310e9))
+    assert plan.costs(plain, rates)[-1].macs == plan.disk(plain)[-1].bytes == 0
 
 
 def test_the_demo_takes_no_gpu_and_says_so(root: Path) -> None:

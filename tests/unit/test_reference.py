@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drifting_core.artifacts import FeatureNetwork, ReferenceStatistics, sha256_file
 from drifting_core.config import PublishedStatistics, Reference
+from drifting_core.data.images import centre_crop_of
 from drifting_core.data.index import ImageReader
 from drifting_core.evaluation import reference
 from drifting_core.evaluation.reference import make_reference, read_cache, read_published, read_statistics
@@ -94,6 +95,38 @@ def test_a_killed_job_goes_on_and_ends_in_the_same_bytes(
     assert names == {path.name for path in (tmp_path / "killed").iterdir()}
     for name in names:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("dies_at", [None, 7, 9, 11])
+def test_moments_of_all_validation_images(
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dies_at: int | None,
+) -> None:
+    """All 20, where the manifold has 10; the training images' features are cached as ever. 7 + 2 + 3 batches."""
+    if dies_at is not None:
+        with pytest.raises(KeyboardInterrupt):
+            make(packed, tmp_path / "out", monkeypatch, Means(dies_at), split="val")
+    made = make(packed, tmp_path / "out", monkeypatch, rest := Means(), split="val")
+    assert rest.calls == 12 - (dies_at or 0)
+    assert (made.split, made.images, made.precision_recall_images) == ("val", 20, 10)
+    assert len(read_cache(tmp_path / "out/features_train.h5").rows) == 50
+    reader = ImageReader(packed / "index.json", "val", section(packed).archives)
+    images = np.stack([centre_crop_of(reader, row, 32) for row in range(20)])
+    exact = Means()(torch.from_numpy(images)).features.numpy().astype(np.float64)
+    _, moments = read_statistics(tmp_path / "out/manifest.json")
+    assert moments.rows == 20
+    assert np.allclose(moments.mean, exact.mean(0), rtol=1e-12)
+    assert np.allclose(moments.covariance, np.cov(exact.T), rtol=1e-9, atol=1e-14)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "manifest.json", "network.json", "statistics.npz", "features_train.h5", "features_val.h5",
+    }  # fmt: skip
+
+
+def test_a_split_is_said_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="said by statistics.split"):
+        Reference(statistics=PublishedStatistics(**published(tmp_path / "stats.npz")), split="val")
 
 
 # --- published statistics -------------------------------------------------------------------------------------------

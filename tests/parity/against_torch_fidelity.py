@@ -1,0 +1,191 @@
+"""FID, IS, KID, precision and recall beside torch-fidelity's, from the same images and (random) Inception weights.
+
+`make parity` runs it: it makes .venv-parity, where torch-fidelity and the torchvision that it imports live apart from the
+project, writes images and weights to a scratch folder, has torch-fidelity measure them there, and prints both results with
+their relative differences; it fails where one is beyond its tolerance. Some minutes on 2 cores, and no part of `make test`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import scipy.linalg
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "torchvision", "torch-fidelity==0.4.0", "scipy")
+IMAGES, BATCH, NEIGHBOURS = 200, 20, 3
+NAMES = {
+    "frechet_inception_distance": "FID",
+    "inception_score_mean": "IS",
+    "inception_score_std": "standard deviation of IS",
+    "kernel_inception_distance_mean": "KID, one subset of all images",
+    "precision": "precision",
+    "recall": "recall",
+}
+# Features are float32 and summed in another order; KID is a difference of nearly equal means, which leaves it fewer digits.
+# Precision and recall count images: theirs are distances in float32, where a near tie may fall to the other side.
+TOLERANCE = {"KID, one subset of all images": 1e-5, "precision": 1.5 / IMAGES, "recall": 1.5 / IMAGES}
+STRICT = 1e-6
+
+
+# --- torch-fidelity's side, in its own environment ------------------------------------------------------------------
+
+
+class Images(torch.utils.data.Dataset):
+    """uint8 (3, H, W), as torch-fidelity takes them."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = torch.from_numpy(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.images[index]
+
+
+def measured_by_torch_fidelity(folder: Path) -> None:
+    """theirs.json and theirs.npz (features) from images.npz and inception.pth."""
+    stubs = torch.library.Library("torchvision", "DEF")  # torchvision has CUDA builds only: on a CPU it lacks these
+    for name in ("nms", "qnms"):
+        stubs.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from torch_fidelity import FeatureExtractorInceptionV3, calculate_metrics
+
+    weights = str(folder / "inception.pth")
+    with np.load(folder / "images.npz") as held:
+        sets = {name: Images(held[name]) for name in ("generated", "real")}
+    metrics = calculate_metrics(
+        input1=sets["generated"], input2=sets["real"], batch_size=BATCH, cuda=False, verbose=False, save_cpu_ram=True,
+        isc=True, fid=True, kid=True, prc=True, kid_subsets=1, kid_subset_size=IMAGES, prc_neighborhood=NEIGHBOURS,
+        feature_extractor="inception-v3-compat", feature_extractor_weights_path=weights, cache=False,
+    )  # fmt: skip
+    (folder / "theirs.json").write_text(json.dumps(metrics))
+    extract = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], weights)
+    found = {}
+    for name, images in sets.items():
+        parts = [extract(part) for part in images.images.split(BATCH)]
+        for index, what in enumerate(("features", "logits")):
+            found[f"{name}_{what}"] = torch.cat([part[index] for part in parts]).numpy()
+    np.savez(folder / "theirs.npz", **found)
+
+
+# --- ours -----------------------------------------------------------------------------------------------------------
+
+
+def write_inputs(folder: Path) -> None:
+    """Photos: generated ones are training photos with less contrast, real ones are held out; and random weights."""
+    from drifting_core.data.photos import photos
+    from tests.unit.test_inception import random_state
+
+    # All classes in turn.
+    train, val = (photos(split).swapaxes(0, 1).reshape(-1, 32, 32, 3)[:IMAGES] for split in ("train", "val"))
+    generated, real = (
+        (images * factor).astype(np.uint8).transpose(0, 3, 1, 2) for images, factor in ((train, 0.8), (val, 1))
+    )
+    np.savez(folder / "images.npz", generated=np.ascontiguousarray(generated), real=np.ascontiguousarray(real))
+    torch.save(random_state(), folder / "inception.pth")
+
+
+def our_features(folder: Path) -> dict[str, np.ndarray]:
+    from drifting_core.evaluation.inception import InceptionV3
+
+    network, found = InceptionV3(folder / "inception.pth"), {}
+    with np.load(folder / "images.npz") as held, torch.inference_mode():
+        for name in ("generated", "real"):
+            parts = [network(part) for part in torch.from_numpy(held[name]).split(BATCH)]
+            found[f"{name}_features"] = torch.cat([part.features for part in parts]).numpy()
+            found[f"{name}_logits"] = torch.cat([part.logits_unbiased for part in parts]).numpy()
+    return found
+
+
+def our_metrics(found: dict[str, np.ndarray]) -> dict[str, float]:
+    """By the names of NAMES."""
+    from drifting_core.evaluation import statistics
+
+    generated, real = found["generated_features"], found["real_features"]
+    first, second = statistics.moments_of(real), statistics.moments_of(generated)
+    score, score_std = statistics.inception_score(found["generated_logits"])
+    precision, recall = statistics.precision_recall(real, generated, NEIGHBOURS)
+    values = (
+        statistics.frechet_distance(first.mean, first.covariance, second.mean, second.covariance), score, score_std,
+        statistics.kernel_distance(real, generated).mean, precision, recall,
+    )  # fmt: skip
+    return dict(zip(NAMES.values(), values, strict=True))
+
+
+def scipys_distance(found: dict[str, np.ndarray]) -> float:
+    from drifting_core.evaluation import statistics
+
+    first, second = (statistics.moments_of(found[f"{name}_features"]) for name in ("real", "generated"))
+    root = scipy.linalg.sqrtm(first.covariance @ second.covariance).real
+    shift = first.mean - second.mean
+    return float(shift @ shift + np.trace(first.covariance + second.covariance - 2 * root))
+
+
+def table(folder: Path) -> tuple[str, bool]:
+    """Markdown, and whether everything is within its tolerance."""
+    given = json.loads((folder / "theirs.json").read_text())
+    theirs = {name: float(given[key]) for key, name in NAMES.items()}
+    with np.load(folder / "theirs.npz") as held:
+        their_features = dict(held)
+    own_features = our_features(folder)
+    own, same = our_metrics(own_features), our_metrics(their_features)
+    lines = [
+        "| | torch-fidelity | ours, from its features | relative | ours, from our own | relative |",
+        "|---|---|---|---|---|---|",
+    ]
+    good = True
+    rows = [(name, theirs[name], same[name], own[name]) for name in NAMES.values()]
+    rows.append(("FID by scipy's sqrtm", scipys_distance(their_features), same["FID"], own["FID"]))
+    for name, peer, from_same, from_own in rows:
+        differences = [abs(value - peer) / abs(peer) for value in (from_same, from_own)]
+        good &= max(differences) <= TOLERANCE.get(name, STRICT)
+        cells = [f"{peer:.9g}", f"{from_same:.9g}", f"{differences[0]:.1e}", f"{from_own:.9g}", f"{differences[1]:.1e}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    largest = max(
+        float(np.abs(own_features[name] - values).max() / np.abs(values).max()) for name, values in their_features.items()
+    )
+    lines += ["", f"Largest difference of features and logits, relative to the largest of them: {largest:.1e}."]
+    return "\n".join(lines), good
+
+
+def peer(environment: Path) -> Path:
+    """The interpreter of torch-fidelity's environment, which is made if it is not there."""
+    python = environment / "bin/python"
+    ready = environment / ".ready"
+    if not ready.exists():
+        subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+        install = ["-m", "pip", "install", "--quiet", "--constraint", ROOT / "envs/constraints.txt", *PACKAGES]
+        subprocess.run([python, *install], check=True)
+        ready.touch()
+    return python
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--environment", type=Path, default=ROOT / ".venv-parity", help="torch-fidelity's; made if missing")
+    parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)  # torch-fidelity's side of this program
+    arguments = parser.parse_args()
+    if arguments.peer:
+        measured_by_torch_fidelity(arguments.peer)
+        return 0
+    python = peer(arguments.environment)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_inputs(Path(scratch))
+        subprocess.run([python, __file__, "--peer", scratch], check=True)
+        text, good = table(Path(scratch))
+    print(text)
+    if not good:
+        print("\na difference is beyond its tolerance", file=sys.stderr)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -51,6 +51,7 @@ def claim_content(
     return [
         Heading(1, f"Claim of the run {run}"),
         *_claim(sources, values, pictures),
+        *_spaces(sources),
         *_selection(sources, pictures, logged),
         *_neighbours(sources, pictures),
         *_contract(sources),
@@ -77,7 +78,7 @@ def _claim(sources: Sources, values: Mapping[str, Any], pictures: Mapping[str, s
             "JSON that holds it."
         ),
         Heading(2, "The claim"),
-        metrics_table(sources, "claim"),
+        metrics_table(sources, table, full=True),
         Paragraph(explain_name(table.contract)),
         *_reported(sources, values["name"]),
         Bullets(_reading(table, sources)),
@@ -141,6 +142,7 @@ def _reading(table: MetricsTable, sources: Sources) -> list[Inline]:
         f"{table.contract.samples:,} generated "
         "images. It says nothing about another training run, which moves such distances more than resampling does. "
         f"± of {table.score_name} is the standard deviation over 10 splits.",
+        *_reading_of_claim(table),
         "Diversity is the mean feature distance of two generated images of a class over that of two real ones; 1 is real.",
     ]
     reference = sources.one("reference", ReferenceStatistics)
@@ -158,6 +160,38 @@ def _reading(table: MetricsTable, sources: Sources) -> list[Inline]:
             ]
         )
     return items
+
+
+def _reading_of_claim(table: MetricsTable) -> list[Inline]:
+    name, how, shown = table.distance_name, table.contract, {column.number for column in columns(table, full=True)}
+    items: list[Inline] = []
+    if "distance_low" in shown:
+        items.append(f"The 95% interval is {name} ∓ 1.96 standard errors: of drawing other noise for the same network.")
+    if "distance_infinite" in shown:
+        items.append(
+            f"{name} for infinitely many images is where a line in 1/N through subsets of {how.extrapolation} sizes ends "
+            "(Chong & Forsyth 2020); it takes most of the bias of a finite sample away, and is not what others report."
+        )
+    if "kernel_distance" in shown:
+        items.append(
+            f"{how.kernel_name} is the unbiased squared kernel distance to {how.manifold_images:,} validation images, over "
+            f"{how.kernel_subsets} subsets of {how.kernel_subset_size:,}."
+        )
+    residue = max(row["distance_residue"] for row in table.rows) if "distance_residue" in table.rows[0] else None
+    if residue is not None:
+        items.append(f"Rounding below 0 could have moved {name} by {residue:.1g} at most; nothing was clamped.")
+    return items
+
+
+def _spaces(sources: Sources) -> list[Block]:
+    """The claim in further feature spaces, one table each: they are of different contracts."""
+    held = [source for source in sources.all if source.role == "space_table"]
+    blocks: list[Block] = [Heading(2, "In other feature spaces")] if held else []
+    for source in held:
+        table = source.content
+        assert isinstance(table, MetricsTable)
+        blocks += [metrics_table(sources, table, full=True), Paragraph(explain_name(table.contract))]
+    return blocks
 
 
 def _imported_reference(reference: ReferenceStatistics, place: str) -> Inline:
@@ -190,13 +224,13 @@ def _selection(sources: Sources, pictures: Mapping[str, str], logged: bool) -> l
     if "curve" in sources.tables:
         blocks += [
             Heading(3, "Over training"),
-            metrics_table(sources, "curve"),
+            metrics_table(sources, sources.tables["curve"]),
             *_pictures(pictures, "progress.png"),
             *(_TRAINING_NUMBERS if logged else []),
             *_pictures(pictures, "steps.png"),
         ]
-    blocks += [Heading(3, "Last exports"), metrics_table(sources, "last_k")]
-    blocks += [Heading(3, "Guidance strength"), metrics_table(sources, "alpha_sweep")]
+    blocks += [Heading(3, "Last exports"), metrics_table(sources, sources.tables["last_k"])]
+    blocks += [Heading(3, "Guidance strength"), metrics_table(sources, sources.tables["alpha_sweep"])]
     return blocks + _pictures(pictures, "alpha_sweep.png", "alpha_strip.png")
 
 
@@ -342,38 +376,52 @@ def _pictures(captions: Mapping[str, str], *names: str) -> list[Block]:
 
 
 class Column(NamedTuple):
-    """A column of a table of evaluations: its title, and what it shows of a row."""
+    """A column of a table of evaluations: its title, the number it is there for, and what it shows of a row."""
 
     title: str
+    number: str
     show: Callable[[Mapping[str, Any]], str]
 
 
-def columns(table: MetricsTable) -> list[Column]:
-    """The columns that a table of evaluations has numbers for."""
-    return [
-        Column(table.distance_name, lambda row: f"{row['distance']:.4g} ± {row['distance_error']:.2g}"),
-        Column(table.score_name, lambda row: f"{row['score']:.3f} ± {row['score_std']:.2g}"),
-        Column("precision", lambda row: f"{row['precision']:.3f}"),
-        Column("recall", lambda row: f"{row['recall']:.3f}"),
-        Column("class accuracy", lambda row: "-" if row["label_accuracy"] is None else f"{row['label_accuracy']:.3f}"),
-        Column("diversity", lambda row: f"{row['within_class_diversity']:.3f}"),
+def columns(table: MetricsTable, *, full: bool = False) -> list[Column]:
+    """The columns that a table of evaluations has numbers for; `full`: also those that only the claim needs."""
+    name, score, kernel = table.distance_name, table.score_name, table.contract.kernel_name
+    made = [
+        Column(name, "distance", lambda row: f"{row['distance']:.4g} ± {row['distance_error']:.2g}"),
+        Column(
+            f"{name}, 95% interval", "distance_low", lambda row: f"{row['distance_low']:.4g} to {row['distance_high']:.4g}"
+        ),
+        Column(
+            f"{name}, infinitely many images",
+            "distance_infinite",
+            lambda row: f"{row['distance_infinite']:.4g} ± {row['distance_infinite_error']:.2g}",
+        ),
+        Column(kernel, "kernel_distance", lambda row: f"{row['kernel_distance']:.3g} ± {row['kernel_distance_std']:.1g}"),
+        Column(score, "score", lambda row: f"{row['score']:.3f} ± {row['score_std']:.2g}"),
+        Column("precision", "precision", lambda row: f"{row['precision']:.3f}"),
+        Column("recall", "recall", lambda row: f"{row['recall']:.3f}"),
+        Column("class accuracy", "label_accuracy", lambda row: f"{row['label_accuracy']:.3f}"),
+        Column("diversity", "within_class_diversity", lambda row: f"{row['within_class_diversity']:.3f}"),
     ]
+    only_full = ("distance_low", "distance_infinite", "kernel_distance")
+    there = {column.number for column in made if any(row.get(column.number) is not None for row in table.rows)}
+    return [column for column in made if column.number in there and (full or column.number not in only_full)]
 
 
 def plain_metrics(table: MetricsTable) -> Table:
-    """A table of evaluations without links."""
-    rows = [[*_which(table, row), *(column.show(row) for column in columns(table))] for row in table.rows]
-    return Table([*_WHICH, *(column.title for column in columns(table))], rows)
+    """A table of evaluations in full, without links."""
+    shown = columns(table, full=True)
+    rows = [[*_which(table, row), *(column.show(row) for column in shown)] for row in table.rows]
+    return Table([*_WHICH, *(column.title for column in shown)], rows)
 
 
-def metrics_table(sources: Sources, role: str) -> Table:
+def metrics_table(sources: Sources, table: MetricsTable, *, full: bool = False) -> Table:
     """A table of evaluations; each number links to the metrics.json of its row."""
-    table = sources.tables[role]
+    shown = columns(table, full=full)
     rows = [
-        [*_which(table, row), *(Link(column.show(row), sources.of_row(row).place) for column in columns(table))]
-        for row in table.rows
+        [*_which(table, row), *(Link(column.show(row), sources.of_row(row).place) for column in shown)] for row in table.rows
     ]
-    return Table([*_WHICH, *(column.title for column in columns(table))], rows)
+    return Table([*_WHICH, *(column.title for column in shown)], rows)
 
 
 _WHICH = ("step", "alpha", "seed", "images")

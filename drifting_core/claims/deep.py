@@ -40,7 +40,7 @@ def verify_deeply(folder: Path, *, images: int, device: torch.device | str = "cp
     progress = Progress("numbers from features", len(metrics), unit="evaluations")
     for source in metrics:
         # Of a further feature space it is that space's own.
-        _recompute(source, sources.by_hash[source.json["inputs"]["reference"]].path, device)
+        _recompute(source.path, sources.by_hash[source.json["inputs"]["reference"]].path, device)
         progress.advance()
     seen = [_look_again(source, sources, images, device) for source in metrics if source.role == "claim_metrics"]
     return [
@@ -82,12 +82,13 @@ def _pixels(content: bytes) -> NDArray[np.int16]:
         return np.asarray(opened.convert("RGB"), np.int16)
 
 
-def _recompute(source: Source, reference: Path, device: torch.device | str) -> None:
-    held = json.loads(source.path.read_bytes())
-    for name, again in rechecking.recompute(source.path, reference=reference, device=device).items():
+def _recompute(metrics: Path, reference: Path, device: torch.device | str) -> None:
+    """Raises Fault where a number is not what the features beside it give."""
+    held = json.loads(metrics.read_bytes())
+    for name, again in rechecking.recompute(metrics, reference=reference, device=device).items():
         said = held[name]
         if (said is None) != (again is None) or (again is not None and not math.isclose(said, again, rel_tol=_TOLERANCE)):
-            raise Fault(f"{source.path}: {name} is {said}, its features give {again}; it was changed")
+            raise Fault(f"{metrics}: {name} is {said}, its features give {again}; it was changed")
 
 
 def _look_again(source: Source, sources: Sources, images: int, device: torch.device | str) -> float:

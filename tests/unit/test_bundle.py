@@ -11,12 +11,11 @@ import pytest
 
 from drifting_core import artifacts, config
 from drifting_core.claims.bundle import make_bundle
-from drifting_core.claims.sources import _place
-from drifting_core.claims.verifying import marker, point_to, summary, verify_bundle
+from drifting_core.claims.verifying import point_to, summary, verify_bundle
 from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
 from drifting_core.identity import digest, operations
-from tests.unit.evaluation_samples import MADE, PUBLISHED, write_claim, write_metrics
+from tests.unit.evaluation_samples import MADE, PUBLISHED, forge, write_claim, write_metrics
 
 RUN = "demo-00000000"
 
@@ -146,15 +145,6 @@ def test_the_claim_in_a_further_space_is_taken_in_and_follows_from_its_evaluatio
     forge(folder)
     with pytest.raises(Fault, match="claim_clip.json: does not follow from what it was made from: rows differ"):
         verify_bundle(folder)
-
-
-def forge(folder):
-    """Make all hashes fit what is there now."""
-    manifest = artifacts.Bundle.read(folder / "manifest.json")
-    manifest.files = artifacts.records(folder, list(manifest.files))
-    manifest.inputs = {b: artifacts.sha256_file(folder / _place(role, b)) for b, role in manifest.roles.items()}
-    manifest.write(folder / "manifest.json")
-    marker(folder).write(folder / "claim_bundle.done")
 
 
 def test_missing_and_added_files_are_named(folder):

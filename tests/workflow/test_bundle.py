@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from drifting_core.claims import deep
+from drifting_core.claims.deep import verify_deeply
 from drifting_core.evaluation.contract import to_uint8
 from drifting_core.evaluation.sampler import read_samples
+from drifting_core.faults import Fault
 from drifting_core.models.tokenizer import Tokenizer
+from tests.unit.evaluation_samples import forge
 from tests.workflow.conftest import TARGET, Walk
 
 pytestmark = pytest.mark.workflow
@@ -33,6 +41,73 @@ def test_all_jobs_behind_a_claim_ended_with_0(walk: Walk) -> None:
     assert {"index_archives", "train_encoder", "train_generator", "evaluate", "recommend"} <= {
         row[0].strip("| ") for row in rows
     }
+
+
+@pytest.fixture(scope="module")
+def copied(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the results, free to be damaged (and mended); the bundle's folder in it."""
+    results = tmp_path_factory.mktemp("copied") / "results"
+    shutil.copytree(walk.site.folder / "results", results)
+    return results / "bundles" / run_of(walk).name
+
+
+@contextlib.contextmanager
+def changed(path: Path, change: Callable[[bytes], bytes], *forged: Path) -> Iterator[None]:
+    """The file as `change` makes it, with every hash of the bundles `forged` made to fit; then as it was."""
+    before = {file: file.read_bytes() for each in (path, *forged) for file in (each.rglob("*") if each.is_dir() else [each])
+              if file.is_file()}  # fmt: skip
+    path.write_bytes(change(path.read_bytes()))
+    for folder in forged:
+        forge(folder)
+    yield
+    for file, content in before.items():
+        file.write_bytes(content)
+
+
+def flip(content: bytes) -> bytes:
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+
+
+def test_a_bundle_is_verified_deeply_and_what_was_changed_is_found(copied: Path) -> None:
+    """Also where a forger has made every hash in the bundle fit."""
+    lines = verify_deeply(copied, images=16)
+    assert any("all numbers recomputed from their features" in line for line in lines)
+    run = copied.parents[1] / "runs" / copied.name
+    figure, other = copied / "figures/alpha_sweep.png", copied / "figures/alpha_strip.png"
+    number = re.compile(rb"(\| \[)([0-9.]+)( ± )")
+    cases: list[tuple[Path, Callable[[bytes], bytes], tuple[Path, ...], str]] = [
+        (copied / "CLAIM.md", flip, (), "SHA-256"),
+        (copied / "tables/claim.json", lambda text: text.replace(b'"recall": 0', b'"recall": 1'), (copied,), "claim"),
+        (copied / "CLAIM.md", lambda text: number.sub(rb"\g<1>1.54\3", text), (copied,), "CLAIM.md: is not what"),
+        (copied / "tables/claim.csv", lambda text: text.replace(b",0.", b",9.", 1), (copied,), "claim.csv: is not what"),
+        (figure, lambda _: other.read_bytes(), (copied,), "alpha_sweep.png: is not what"),
+        (run / "claim/seed_1000/features.h5", flip, (), "features.h5: SHA-256"),
+        (run / "claim/seed_1000/samples/latents.safetensors", flip, (), "latents.safetensors: SHA-256"),
+        (run / "claim/seed_1000/metrics.json", lambda text: text + b" ", (), "is another file than the one in"),
+    ]
+    for path, change, forged, message in cases:
+        with changed(path, change, *forged), pytest.raises(Fault, match=message):
+            verify_deeply(copied, images=16)
+    for path in (copied / "figures/steps.png", run / "claim/seed_1000/features.h5"):
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(Fault, match=f"{path.name}: missing"):
+            verify_deeply(copied, images=16)
+        path.write_bytes(content)
+    verify_deeply(copied, images=16)
+
+
+def test_a_number_that_its_features_do_not_give_is_found(copied: Path) -> None:
+    """Edited at its source and in every table, before the bundle was made: only the features tell."""
+    results = copied.parents[1]
+    source = results / "runs" / copied.name / "claim/seed_1000/metrics.json"
+    held = json.loads(source.read_text())
+    for name, wrong in (("distance", held["distance"] / 2), ("kernel_distance", 0.0), ("precision", 1.0)):
+        before = source.read_text()
+        source.write_text(json.dumps(held | {name: wrong}, indent=1, sort_keys=True) + "\n")
+        with pytest.raises(Fault, match=f"{name} is .*, its features give"):
+            deep._recompute(source, reference=next((results / "reference").glob("*/manifest.json")), device="cpu")
+        source.write_text(before)
 
 
 def test_a_model_makes_the_claims_pictures_without_this_project(walk: Walk, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from drifting_core.provenance import code_version
 
 COLUMNS = (
     "step", "alpha", "seed", "distance", "distance_error", "distance_residue", "distance_low", "distance_high",
-    "distance_infinite", "distance_infinite_error", "kernel_distance", "kernel_distance_std", "score", "score_std", "precision", "recall",
-    "label_accuracy", "within_class_diversity", "sample_std",
+    "distance_infinite", "distance_infinite_error", "kernel_distance", "kernel_distance_std", "score", "score_std",
+    "precision", "recall", "label_accuracy", "within_class_diversity", "sample_std",
 )  # fmt: skip
 
 

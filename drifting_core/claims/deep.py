@@ -47,7 +47,7 @@ def verify_deeply(folder: Path, *, images: int, device: torch.device | str = "cp
         f"{len(bundle.files)} files as their hashes say; tables and recommendation follow from the evaluations",
         "words and figures are what this code makes of them",
         f"{len(metrics)} evaluations: all numbers recomputed from their features",
-        f"{images} images of each claim evaluation decoded and seen again: features within {max(seen):.1e}",
+        f"up to {images} images of each claim evaluation decoded and seen again: features within {max(seen):.1e}",
     ]
 
 

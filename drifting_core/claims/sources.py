@@ -68,7 +68,7 @@ class Sources:
 
     def __init__(self, given: Sequence[Source]) -> None:
         """The roles of SINGLE once each, `metrics` often, any other JSON under any role."""
-        self.all = list(given)
+        self.all = sorted(given, key=lambda source: source.below_results)
         for role in (*SINGLE, *OPTIONAL):
             found = sum(source.role == role for source in self.all)
             if found > 1 or (found == 0 and role in SINGLE):

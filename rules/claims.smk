@@ -46,9 +46,8 @@ rule make_bundle:
         neighbours=f"{RESULTS}/runs/{{run}}/neighbours/neighbours.json",
         exports=lambda wildcards: LAYOUT.candidates(wildcards.run),
     output:
-        f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
-        *IN_EVERY_BUNDLE,
-        *OVER_TRAINING,
+        done=f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
+        shown=[*IN_EVERY_BUNDLE, *OVER_TRAINING],
     log:
         f"{LOGS}/{{run}}/make_bundle.log",
     conda:
@@ -62,13 +61,13 @@ rule make_bundle:
         ],
     shell:
         'exec python $WORKFLOW_SCRIPTS/make_bundle.py --config {params.config:q} --operations "$OPERATIONS"'
-        " --run {wildcards.run} --inputs {params.inputs} --output {output[0]} --log {log}"
+        " --run {wildcards.run} --inputs {params.inputs} --output {output.done} --log {log}"
 
 
 use rule make_bundle as make_bundle_imported with:
     output:
-        f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
-        *IN_EVERY_BUNDLE,
+        done=f"{RESULTS}/bundles/{{run}}/claim_bundle.done",
+        shown=IN_EVERY_BUNDLE,
     wildcard_constraints:
         run=LAYOUT.imported("run"),
 

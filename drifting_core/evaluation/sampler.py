@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -22,13 +22,12 @@ from torch import Tensor
 
 from drifting_core.artifacts import Recommendation, Samples, hashes, publish, records
 from drifting_core.config import Precision, Sampling
-from drifting_core.data import draws
 from drifting_core.data.index import labels_of
 from drifting_core.data.journal import Journal, Record, read_records
 from drifting_core.faults import Fault, Stopped
 from drifting_core.jobs import Progress, StopRequest
 from drifting_core.models.exports import WEIGHTS, load_generator, read_export
-from drifting_core.models.generator import Generator
+from drifting_core.models.generator import Generator, sample_inputs
 from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
@@ -86,14 +85,6 @@ class SampleSet:
         return torch.from_numpy(held[: self.count])
 
 
-class Inputs(NamedTuple):
-    """What the generator is given: noise (B, C, H, W) float32, labels (B,) int64, style (B, tables) int64."""
-
-    noise: Tensor
-    labels: Tensor
-    style: Tensor
-
-
 def balanced_labels(rows: Tensor, classes: int, drawn: int | None = None) -> Tensor:
     """The balanced label plan: sample i is of class i % classes, so n samples are n / classes of each class.
 
@@ -101,19 +92,6 @@ def balanced_labels(rows: Tensor, classes: int, drawn: int | None = None) -> Ten
     """
     drawn = drawn or classes
     return rows % drawn * classes // drawn
-
-
-def sample_inputs(generator: Generator, seed: int, rows: Tensor, labels: Tensor | None = None) -> Inputs:
-    """Inputs of the samples with these indices; alpha and step do not enter: equal seeds give equal noise.
-
-    `labels` (B,): instead of those of the balanced plan.
-    """
-    shape = (generator.channels, generator.input_size, generator.input_size)
-    return Inputs(
-        draws.normal_rows(draws.key(seed, "sample", "noise"), rows, shape),
-        balanced_labels(rows, generator.class_embedding.num_embeddings) if labels is None else labels,
-        draws.integers_rows(draws.key(seed, "sample", "style"), generator.style_entries, rows, generator.style_tables),
-    )
 
 
 def generate(
@@ -133,11 +111,13 @@ def generate(
     One network evaluation each, activations in `precision`, `labels` of the whole set (by default balanced). `first` is a
     multiple of compute_batch. Raises Fault naming samples with NaN or Inf.
     """
+    classes = generator.class_embedding.num_embeddings
     if first % compute_batch:
         raise ValueError(f"generate: first ({first}) is a multiple of the compute batch ({compute_batch})")
     for start in range(first, last, compute_batch):
         rows = torch.arange(start, start + compute_batch, device=device)
-        chosen = None if labels is None else labels.to(device)[rows % len(labels)]  # padding has any label
+        # Padding has any label.
+        chosen = balanced_labels(rows, classes) if labels is None else labels.to(device)[rows % len(labels)]
         inputs = sample_inputs(generator, seed, rows, chosen)
         strength = torch.full((compute_batch,), alpha, dtype=torch.float32, device=device)
         bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -11,7 +11,7 @@ Parameters are float32. For bfloat16 activations run under `torch.autocast`: mod
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -178,6 +178,27 @@ class Generator(nn.Module):
         frequency = (_ROTARY_BASE ** (-index / self.head_dim)).to(dtype)
         angle = (position[:, None] * frequency).repeat(1, 2)
         return angle.cos(), angle.sin()
+
+
+class Inputs(NamedTuple):
+    """What the generator is given: noise (B, C, H, W) float32, labels (B,) int64, style (B, tables) int64."""
+
+    noise: Tensor
+    labels: Tensor
+    style: Tensor
+
+
+def sample_inputs(generator: Generator, seed: int, rows: Tensor, labels: Tensor) -> Inputs:
+    """Inputs of the samples with these indices (B,) and labels (B,): functions of (seed, index) alone.
+
+    Neither alpha nor the training step enters: equal seeds give equal noise.
+    """
+    shape = (generator.channels, generator.input_size, generator.input_size)
+    return Inputs(
+        draws.normal_rows(draws.key(seed, "sample", "noise"), rows, shape),
+        labels,
+        draws.integers_rows(draws.key(seed, "sample", "style"), generator.style_entries, rows, generator.style_tables),
+    )
 
 
 class Block(nn.Module):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -25,31 +25,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor
 
-from drifting_core.data import draws
-from drifting_core.models.generator import Generator
+from drifting_core.models.generator import Generator, sample_inputs
 
 CONFIG, WEIGHTS, AUTOENCODER = "config.json", "generator.safetensors", "vae"
-
-
-class Inputs(NamedTuple):
-    """What the generator is given: noise (B, C, H, W) float32, labels (B,) int64, style (B, tables) int64."""
-
-    noise: Tensor
-    labels: Tensor
-    style: Tensor
-
-
-def sample_inputs(generator: Generator, seed: int, rows: Tensor, labels: Tensor) -> Inputs:
-    """Inputs of the samples with these indices (B,) and labels (B,): functions of (seed, index) alone.
-
-    Neither alpha nor the training step enters: equal seeds give equal noise.
-    """
-    shape = (generator.channels, generator.input_size, generator.input_size)
-    return Inputs(
-        draws.normal_rows(draws.key(seed, "sample", "noise"), rows, shape),
-        labels,
-        draws.integers_rows(draws.key(seed, "sample", "style"), generator.style_entries, rows, generator.style_tables),
-    )
 
 
 class DriftingPipeline:

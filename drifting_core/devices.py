@@ -1,8 +1,8 @@
 """Devices are given, not looked for; ranks are started here, and stopped (architecture.md, decision 12).
 
-A training of several ranks is one job: its process holds the folder's lease, starts the same command once per rank
-(`srun` does where SLURM gave the job), hands signals on, and ends with one exit code. torchrun would not do: it dies of
-SIGUSR1 and turns exit codes into 1. Light: torch is imported by the function that needs it.
+A training or sampling of several ranks is one job: its process holds the folder's lease, starts the same command once per
+rank (`srun` does where SLURM gave the job), hands signals on, and ends with one exit code. torchrun would not do: it dies
+of SIGUSR1 and turns exit codes into 1. Light: torch is imported by the function that needs it.
 """
 
 from __future__ import annotations
@@ -117,8 +117,16 @@ def peak_flops(on: torch.device, precision: str, count: int) -> float | None:
     return next((rates[precision] * 1e12 * count for part, rates in known.items() if part in name), None)
 
 
-def in_ranks(work: Callable[[], None], resources: Resources, folder: Path, stop: StopRequest) -> None:
+def in_ranks(
+    work: Callable[[], None],
+    resources: Resources,
+    folder: Path,
+    stop: StopRequest,
+    finish: Callable[[], None] | None = None,
+) -> None:
     """Do `work` as the one writer of `folder`: here, or in as many processes of this same command as the plan says.
+
+    `finish`: what the job's own process does, still as that writer, when all ranks have ended well.
 
     Raises Stopped when all ranks committed and stopped, and Fault when one failed.
     """
@@ -135,6 +143,8 @@ def in_ranks(work: Callable[[], None], resources: Resources, folder: Path, stop:
             work()
         else:
             start_ranks([sys.executable, *sys.argv], resources, stop, held)
+        if finish:
+            finish()
 
 
 def start_ranks(

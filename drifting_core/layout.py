@@ -232,6 +232,12 @@ class Layout:
                 found.append(self.of_space(run, space, kind, "manifest.json"))
         return found
 
+    def labels_of(self, run: str) -> list[str]:
+        """The index whose validation labels the samples of a run have; nothing where their labels are balanced."""
+        owner = self.find("run", run)
+        wanted = owner.evaluation.sampling.label_plan == "validation"
+        return [f"{self.folder('data', owner)}/index.json"] if wanted else []
+
     def claim_samples(self, run: str) -> str:
         """The samples that the neighbour audit looks at: those of the first report seed."""
         return f"{self.root}/runs/{run}/claim/seed_{self.find('run', run).evaluation.report.seeds[0]}/samples/manifest.json"

@@ -27,7 +27,7 @@ def requested(section: Resources, site: Mapping[str, str]) -> dict[str, Any]:
 
 
 def requested_ranks(section: Resources, site: Mapping[str, str]) -> dict[str, Any]:
-    """The same for a training, which starts its ranks itself: on one machine, or by srun, a task each.
+    """The same for a training or sampling, which starts its ranks itself: on one machine, or by srun, a task each.
 
     `mpi` makes the plugin run the job beside no step of its own, whose resources srun would have to share. A number of
     GPUs may be spread unevenly over nodes, so that several nodes have it said for each (gres, which cannot be counted
@@ -49,7 +49,7 @@ def requested_ranks(section: Resources, site: Mapping[str, str]) -> dict[str, An
 
 
 def one_device(section: Resources) -> Resources:
-    """What a training's section means for a job beside it that computes on one device."""
+    """What the section of jobs of many ranks means for a job beside them that computes on one device."""
     return section.model_copy(update={"gpus": min(section.gpus, 1), "nodes": 1, "ranks": 0})
 
 

@@ -31,9 +31,9 @@ rule canary_sample:
         f"{LOGS}/{{run}}/canary_sample.log",
     conda:
         "../envs/drifting.yaml"
-    threads: ACTIVE.evaluation.resources.threads
+    threads: ACTIVE.evaluation.resources.cores
     resources:
-        **resources_of(ACTIVE.evaluation.resources),
+        **ranks_of(ACTIVE.evaluation.resources),
     params:
         config=owned("run", "evaluation.sampling"),
     shell:

@@ -39,12 +39,12 @@ def resources_of(section):
 
 
 def one_device_of(section):
-    """The same for a job of a training's section that computes on one device."""
+    """The same for a job that computes on one device, where others of its section have ranks."""
     return requested(one_device(section), SITE)
 
 
 def ranks_of(section):
-    """The same for a training."""
+    """The same for a training or sampling, which has ranks."""
     return requested_ranks(section, SITE)
 
 

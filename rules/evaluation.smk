@@ -8,21 +8,23 @@ localrules:
 rule sample:
     input:
         export=f"{RESULTS}/runs/{{run}}/exports/step_{{step}}/metadata.json",
+        index=lambda wildcards: LAYOUT.labels_of(wildcards.run),
     output:
         f"{RESULTS}/runs/{{run}}/samples/step_{{step}}/alpha_{{alpha}}/seed_{{seed}}/n_{{n}}/manifest.json",
     log:
         f"{LOGS}/{{run}}/sample_{{step}}_{{alpha}}_{{seed}}_{{n}}.log",
     conda:
         "../envs/drifting.yaml"
-    threads: ACTIVE.evaluation.resources.threads
+    threads: ACTIVE.evaluation.resources.cores
     resources:
-        **resources_of(ACTIVE.evaluation.resources),
+        **ranks_of(ACTIVE.evaluation.resources),
     params:
         config=owned("run", "evaluation.sampling"),
+        index=lambda wildcards, input: [f"--index={path}" for path in input.index],
     shell:
         'exec python $WORKFLOW_SCRIPTS/sample.py --config {params.config:q} --operations "$OPERATIONS"'
         " --export {input.export} --alpha {wildcards.alpha} --seed {wildcards.seed} --samples {wildcards.n}"
-        " --output {output} --threads {threads} --log {log}"
+        " {params.index} --output {output} --threads {threads} --log {log}"
 
 
 rule evaluate:
@@ -39,7 +41,7 @@ rule evaluate:
         "../envs/drifting.yaml"
     threads: ACTIVE.evaluation.resources.threads
     resources:
-        **resources_of(ACTIVE.evaluation.resources),
+        **one_device_of(ACTIVE.evaluation.resources),
     params:
         config=owned("run", "evaluation.contract"),
     shell:
@@ -62,3 +64,29 @@ rule tabulate:
     shell:
         "exec python $WORKFLOW_SCRIPTS/make_table.py --title {wildcards.table} --metrics {input.metrics}"
         " --output {output} --log {log}"
+
+
+# A sample set as images, when somebody asks for it; the latents are what is kept.
+rule export_images:
+    input:
+        samples=f"{RESULTS}/runs/{{run}}/{{samples}}/manifest.json",
+        tokenizer=file_of("run", "tokenizer", "manifest.json"),
+        index=file_of("run", "data", "index.json"),
+    output:
+        f"{RESULTS}/runs/{{run}}/{{samples}}/export/{{format}}.done",
+    log:
+        f"{LOGS}/{{run}}/export/{{samples}}/{{format}}.log",
+    wildcard_constraints:
+        samples=r"samples/step_\d+/alpha_[0-9.]+/seed_\d+/n_\d+|claim/seed_\d+/samples",
+        format="png|jpeg|tar|npz|sheet",
+    conda:
+        "../envs/drifting.yaml"
+    threads: ACTIVE.evaluation.resources.threads
+    resources:
+        **one_device_of(ACTIVE.evaluation.resources),
+    params:
+        config=owned("run", "evaluation.contract"),
+    shell:
+        'exec python $WORKFLOW_SCRIPTS/export_images.py --config {params.config:q} --operations "$OPERATIONS"'
+        " --format {wildcards.format} --samples {input.samples} --tokenizer {input.tokenizer} --index {input.index}"
+        " --output {output} --threads {threads} --log {log}"

@@ -28,24 +28,26 @@ rule sample_claim:
     input:
         recommendation=f"{RESULTS}/runs/{{run}}/recommendation.json",
         exports=lambda wildcards: LAYOUT.candidates(wildcards.run),
+        index=lambda wildcards: LAYOUT.labels_of(wildcards.run),
     output:
         f"{RESULTS}/runs/{{run}}/claim/seed_{{seed}}/samples/manifest.json",
     log:
         f"{LOGS}/{{run}}/sample_claim_{{seed}}.log",
     conda:
         "../envs/drifting.yaml"
-    threads: ACTIVE.evaluation.resources.threads
+    threads: ACTIVE.evaluation.resources.cores
     resources:
-        **resources_of(ACTIVE.evaluation.resources),
+        **ranks_of(ACTIVE.evaluation.resources),
     params:
         config=owned("run", "evaluation.sampling"),
         samples=lambda wildcards: LAYOUT.find(
             "run", wildcards.run
         ).evaluation.report.samples,
+        index=lambda wildcards, input: [f"--index={path}" for path in input.index],
     shell:
         'exec python $WORKFLOW_SCRIPTS/sample.py --config {params.config:q} --operations "$OPERATIONS"'
         " --recommendation {input.recommendation} --exports {input.exports} --seed {wildcards.seed}"
-        " --samples {params.samples} --output {output} --threads {threads} --log {log}"
+        " --samples {params.samples} {params.index} --output {output} --threads {threads} --log {log}"
 
 
 use rule evaluate as evaluate_claim with:
@@ -87,7 +89,7 @@ rule audit_neighbours:
         "../envs/drifting.yaml"
     threads: ACTIVE.evaluation.resources.threads
     resources:
-        **resources_of(ACTIVE.evaluation.resources),
+        **one_device_of(ACTIVE.evaluation.resources),
     params:
         config=owned("run", "evaluation.neighbours", "evaluation.contract"),
     shell:

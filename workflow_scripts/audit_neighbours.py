@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from drifting_core.devices import device
     from drifting_core.evaluation.neighbours import Parts, audit
 
-    place = device(Resources(**arguments.operations["evaluation"]["resources"]).gpus, arguments.threads)
+    resources = Resources(**arguments.operations["evaluation"]["resources"])
+    place = device(min(resources.gpus, 1), arguments.threads)  # several are for sampling
     typed = sections(arguments.config, arguments.operations)
     with writer_lease(arguments.output.parent):
         audit(

@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from drifting_core.devices import device
     from drifting_core.evaluation.evaluate import evaluate
 
-    place = device(Resources(**arguments.operations["evaluation"]["resources"]).gpus, arguments.threads)
+    resources = Resources(**arguments.operations["evaluation"]["resources"])
+    place = device(min(resources.gpus, 1), arguments.threads)  # several are for sampling
     with writer_lease(arguments.output.parent):
         evaluate(
             arguments.output,

@@ -2,7 +2,8 @@
 
 A canary's number of samples (training.canary_samples) is an operation; its labels are of as many classes as that allows.
 
-Writes latents.safetensors (float16) and the output beside it.
+Writes latents.safetensors (float16) and the output beside it. As many processes as evaluation.resources says share the
+batches; finished ones are kept. Exit code 75 means: stopped as asked, the same command continues.
 
 Example:
   python workflow_scripts/sample.py --config "$SLICE" --operations "$OPERATIONS" \\
@@ -16,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.config import Resources, sections
+from drifting_core.devices import device, in_ranks, place
 from drifting_core.identity import digest
-from drifting_core.jobs import json_argument, parser, run, start
-from drifting_core.leases import writer_lease
+from drifting_core.jobs import StopRequest, json_argument, parser, run, start
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--recommendation", type=Path, help="instead of --export and --alpha; with --exports")
     made.add_argument("--exports", type=Path, nargs="+", default=[], help="metadata.json of each export it can name")
     made.add_argument("--seed", type=int, required=True, help="seed of noise and style")
-    made.add_argument("--samples", type=int, help="number of samples, a multiple of the classes")
+    made.add_argument("--samples", type=int, help="number of samples")
+    made.add_argument("--index", type=Path, help="index.json, for the label plan 'validation'")
     made.add_argument("--canary", action="store_true", help="instead of --samples: those of training.canary_samples")
     made.add_argument("--output", type=Path, required=True, help="manifest.json")
     arguments = start(made, argv)
@@ -39,26 +41,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.canary == (arguments.samples is not None):
         made.error("give --samples or --canary")
 
-    from drifting_core.devices import device
-    from drifting_core.evaluation.sampler import recommended_export, write_samples
+    from drifting_core.evaluation.sampler import SampleSet, assemble, recommended_export, write_batches
 
-    place = device(Resources(**arguments.operations["evaluation"]["resources"]).gpus, arguments.threads)
+    resources, stop = Resources(**arguments.operations["evaluation"]["resources"]), StopRequest()
     export, alpha = arguments.export, arguments.alpha
     if arguments.recommendation:
         export, alpha = recommended_export(arguments.recommendation, arguments.exports)
-    with writer_lease(arguments.output.parent):
-        write_samples(
-            arguments.output,
-            export,
-            sections(arguments.config, arguments.operations)["evaluation.sampling"],
-            alpha=alpha,
-            seed=arguments.seed,
-            count=arguments.operations["training"]["canary_samples"] if arguments.canary else arguments.samples,
-            device=place,
-            configuration=digest(arguments.config),
-            recommendation=arguments.recommendation,
-            canary=arguments.canary,
-        )
+    wanted = SampleSet(
+        arguments.output,
+        export,
+        sections(arguments.config, arguments.operations)["evaluation.sampling"],
+        alpha=alpha,
+        seed=arguments.seed,
+        count=arguments.operations["training"]["canary_samples"] if arguments.canary else arguments.samples,
+        configuration=digest(arguments.config),
+        recommendation=arguments.recommendation,
+        index=arguments.index,
+        canary=arguments.canary,
+    )
+
+    def work() -> None:
+        here = place(resources.processes)
+        on = device(resources.gpus, arguments.threads, here.local_rank if here else 0)
+        write_batches(wanted, on, stop, rank=here.rank if here else 0, size=resources.processes)
+
+    in_ranks(work, resources, arguments.output.parent, stop, finish=lambda: assemble(wanted))
 
 
 if __name__ == "__main__":

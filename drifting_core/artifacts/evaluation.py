@@ -19,11 +19,32 @@ class Samples(Artifact):
     samples: int
     classes: int
     compute_batch: int
-    label_plan: Literal["balanced", "spaced"] = "balanced"
+    label_plan: Literal["balanced", "validation", "spaced"] = "balanced"
     stored: Literal["float16"] = "float16"
     precision: str = "float32"
     export_sha256: Sha256
     tokenizer_sha256: Sha256  # the latents are of this tokenizer's space
+
+
+class ImageExport(Artifact):
+    """A sample set as images, for those who want them: `folder`, or one file (`files`).
+
+    Its bytes are those that the evaluation under the same rule and compute batch sees (JPEG: before compression).
+    """
+
+    kind: Literal["image_export"] = "image_export"
+    format: Literal["png", "jpeg", "tar", "npz", "sheet"]
+    folder: str | None
+    images: int
+    classes: int
+    step: int
+    alpha: float
+    seed: int
+    uint8: str
+    compute_batch: int
+    precision: str
+    tokenizer_sha256: Sha256
+    jpeg_quality: int | None
 
 
 class EvaluationContract(BaseModel):
@@ -117,6 +138,7 @@ class Metrics(Artifact):
     label_accuracy: float | None
     within_class_diversity: float
     sample_std: float
+    grid_labels: list[int] = Field(default_factory=list)  # class of each row of grid.png; older ones: evenly spaced
 
 
 class MetricsTable(Artifact):

@@ -211,7 +211,9 @@ def _claim_grid(sources: Sources) -> tuple[bytes, str]:
 
 
 def _class_names(sources: Sources, table: MetricsTable) -> list[str]:
-    return progress.class_names(sources.one("index", Index), table.contract.samples)
+    metrics = sources.of_row(table.rows[0]).content
+    assert isinstance(metrics, Metrics)
+    return progress.class_names(sources.one("index", Index), metrics)
 
 
 def _of_one_seed(table: MetricsTable) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from drifting_core.artifacts import Index, Metrics, MetricsTable, RunRecord, TrainingCurve, check_file, publish
 from drifting_core.claims import figures
 from drifting_core.config import load_file
@@ -63,10 +65,11 @@ def _force_norm(groups: Mapping[str, Any]) -> dict[str, float]:
     return {temperature: sum(norm[temperature] for norm in norms) / len(norms) for temperature in norms[0]}
 
 
-def class_names(index: Index, samples: int) -> list[str]:
-    """The first word of the name of each class that a grid of so many samples has a row of."""
-    shown = grid_samples(len(index.names), samples)
-    return [index.names[row[0] % len(index.names)].split(",")[0] for row in shown]
+def class_names(index: Index, metrics: Metrics) -> list[str]:
+    """The first word of the name of each class that the grid beside a metrics.json has a row of."""
+    balanced = np.arange(metrics.contract.samples) % len(index.names)  # what older files without grid_labels are
+    shown = metrics.grid_labels or [int(balanced[row[0]]) for row in grid_samples(balanced)]
+    return [index.names[label].split(",")[0] for label in shown]
 
 
 def read_grid(metrics: Metrics, folder: Path) -> figures.Pixels:
@@ -85,9 +88,9 @@ def draw(run: Path, picture: Path, samples: Path) -> None:
     paths = _evaluated(run, layout)
     table = make_table("curve", paths)
     training = read_training(run)
-    names = class_names(Index.read(Path(layout.folder("data")) / "index.json"), table.contract.samples)
     seed = min(active.evaluation.selection.seeds)  # equal seeds are equal noise
     metrics = {path: Metrics.read(path) for path in paths}
+    names = class_names(Index.read(Path(layout.folder("data")) / "index.json"), metrics[paths[0]])
     grids = {m.step: read_grid(m, path.parent) for path, m in metrics.items() if m.seed == seed}
     for output, made in ((picture, figures.progress(table, training)), (samples, figures.over_steps(grids, names))):
         with publish(output) as scratch:

@@ -81,7 +81,10 @@ class Sampling(Section):
     """Generated latents."""
 
     compute_batch: Positive = Field(64, description="samples per generator call (bits depend on it)")
-    label_plan: Literal["balanced"] = Field("balanced", description="labels: every class equally often")
+    label_plan: Literal["balanced", "validation"] = Field(
+        "balanced",
+        description="balanced: every class equally often; validation: sample i has the label of validation image i",
+    )
     precision: Precision = Field("float32", description="number format of the generator's activations")
 
 
@@ -146,7 +149,7 @@ class Evaluation(Section):
     report: Report = Field(description="the claim")
     neighbours: Neighbours = Field(description="memorisation audit")
     spaces: tuple[Space, ...] = Field((), description="further feature spaces that the claim is measured in, each kind once")
-    resources: Resources = operation(Resources(), "one sampling or evaluation job")
+    resources: Resources = operation(Resources(), "one sampling or evaluation job; several GPUs are for sampling")
 
     @model_validator(mode="after")
     def _selection_has_a_score(self) -> Self:

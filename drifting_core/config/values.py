@@ -23,8 +23,8 @@ class Resources(Section):
 
     threads: Positive = operation(1, "CPU threads of each rank")
     gpus: Natural = operation(0, "GPUs of each node; 0 means that the job computes on the CPU")
-    nodes: Positive = operation(1, "nodes, for a training of many ranks (SLURM only)")
-    ranks: Natural = operation(0, "processes of a training on each node; 0: one per GPU, or one on the CPU")
+    nodes: Positive = operation(1, "nodes, for a training or sampling of many ranks (SLURM only)")
+    ranks: Natural = operation(0, "processes of a training or sampling on each node; 0: one per GPU, or one on the CPU")
     memory_mb: Positive = operation(4000, "memory of each node in MB")
     runtime_minutes: Positive = operation(60, "wall-time limit in minutes")
 
@@ -34,7 +34,7 @@ class Resources(Section):
 
     @property
     def processes(self) -> int:
-        """Ranks of a training, of all nodes together."""
+        """Ranks of a training or sampling, of all nodes together."""
         return self.nodes * self.ranks_per_node
 
     @property

@@ -177,10 +177,11 @@ def _misfits(config: Configuration) -> list[str]:
         "data.latents.resources": config.data.latents.resources,
         "tokenizer.resources": config.tokenizer.resources,
         "evaluation.network.resources": config.evaluation.network.resources,
-        "evaluation.resources": config.evaluation.resources,
     }.items():
         if max(single.nodes, single.ranks) > 1:
-            problems.append(f"{where}: nodes {single.nodes}, ranks {single.ranks}; only trainings have several processes")
+            problems.append(
+                f"{where}: nodes {single.nodes}, ranks {single.ranks}; only trainings and sampling have several processes"
+            )
     problems += _encoder_misfits(config.encoder)
     if config.training.init_from and config.generator.imported:
         problems.append(
@@ -200,8 +201,14 @@ def _misfits(config: Configuration) -> list[str]:
     if config.seeds and config.generator.imported:
         problems.append("seeds: an imported generator is not trained here, so there is nothing to repeat; leave seeds out")
     for kind in ("selection", "report"):
-        samples = getattr(config.evaluation, kind).samples
-        must_divide(samples, config.data.expected.classes, f"evaluation.{kind}.samples and the number of classes")
+        samples, held = getattr(config.evaluation, kind).samples, config.data.expected.val_images
+        if config.evaluation.sampling.label_plan == "balanced":
+            must_divide(samples, config.data.expected.classes, f"evaluation.{kind}.samples and the number of classes")
+        elif samples > held:
+            problems.append(
+                f"evaluation.{kind}.samples: {samples}, but evaluation.sampling.label_plan: validation has labels for the "
+                f"{held} validation images only (data.expected.val_images); lower it, or set label_plan to balanced"
+            )
     if not config.generator.imported and config.evaluation.selection.last_k > len(config.training.milestones) - 1:
         problems.append(
             f"evaluation.selection.last_k ({config.evaluation.selection.last_k}) exceeds the "

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from drifting_core import config
 from drifting_core.artifacts import Archives, Index, SplitIndex, check_file, hashes, publish, records
@@ -39,6 +40,12 @@ def write_tables(path: Path, tables: Mapping[Split, Table]) -> None:
 def read_table(path: Path, split: Split) -> Table:
     with np.load(path, allow_pickle=False) as held:
         return Table(**{field: held[f"{split}_{field}"] for field in _FIELDS})
+
+
+def labels_of(index: Path, split: Split) -> NDArray[np.int64]:
+    """Class of each image of a split, in the index's order; the images need not be there. Raises Fault."""
+    check_file(index.parent / FILE, Index.read(index).files[FILE])
+    return read_table(index.parent / FILE, split).label.astype(np.int64)
 
 
 def check(data: config.Data, output: Path, configuration: str, packed: Path | None = None) -> Archives:

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +51,14 @@ class Journal:
         path.touch()
         self._file = path.open("r+b", buffering=0)  # a failed write leaves nothing to be written again
         self._count, self._end = 0, 0
-        first = self._read()
+        first = _read(self._file)
         if first is None or first.description != work:
             if first is not None:
                 log.warning("%s: belongs to other work; begun anew", path)
             self._truncate(0)
             self._write(Record(work, b""))
         self._begin = self._end = self._file.tell()
-        while self._read() is not None:
+        while _read(self._file) is not None:
             self._count, self._end = self._count + 1, self._file.tell()
         left = os.fstat(self._file.fileno()).st_size - self._end
         if left:
@@ -92,7 +92,7 @@ class Journal:
         position = self._begin
         for _ in range(self._count):
             self._file.seek(position)
-            record = self._read()
+            record = _read(self._file)
             position = self._file.tell()
             if record is None:
                 raise Fault(f"{self.path}: was changed while it was read; call again")
@@ -102,17 +102,6 @@ class Journal:
         """The work is done and published."""
         self._file.close()
         self.path.unlink()
-
-    def _read(self) -> Record | None:
-        """The record at the file's position, or None when there is no whole one."""
-        header = self._file.read(_HEADER.size)
-        if len(header) < _HEADER.size:
-            return None
-        mark, described, held, digest = _HEADER.unpack(header)
-        if mark != _MARK or self._file.tell() + described + held > os.fstat(self._file.fileno()).st_size:
-            return None
-        text, payload = self._file.read(described), self._file.read(held)
-        return Record(json.loads(text), payload) if _digest(text, payload) == digest else None
 
     def _write(self, record: Record) -> None:
         text = json.dumps(record.description, sort_keys=True).encode()
@@ -125,6 +114,28 @@ class Journal:
     def _truncate(self, size: int) -> None:
         self._file.truncate(size)
         self._file.seek(size)
+
+
+def read_records(path: Path, work: dict[str, Any]) -> Iterator[Record]:
+    """The whole records of a journal that another process may be adding to; none when it is of other work."""
+    with path.open("rb") as file:
+        first = _read(file)
+        if first is None or first.description != work:
+            return
+        while (record := _read(file)) is not None:
+            yield record
+
+
+def _read(file: BinaryIO) -> Record | None:
+    """The record at the file's position, or None when there is no whole one."""
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        return None
+    mark, described, held, digest = _HEADER.unpack(header)
+    if mark != _MARK or file.tell() + described + held > os.fstat(file.fileno()).st_size:
+        return None
+    text, payload = file.read(described), file.read(held)
+    return Record(json.loads(text), payload) if _digest(text, payload) == digest else None
 
 
 def _digest(text: bytes, payload: bytes) -> bytes:

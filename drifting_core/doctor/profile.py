@@ -121,9 +121,11 @@ def _jobs(config: Configuration, site: Mapping[str, str]) -> Iterator[_Job]:
             yield hour("encoder.resources", encoder.resources, "export_encoder")
         yield one("encoder.resources", slurm.one_device(encoder.resources), "audit_encoder")
         yield ranks("training.resources", training.resources, "canary_train", "train_generator")
-        yield one("evaluation.resources", evaluation.resources, "canary_sample", "canary_evaluate")
-    rules = ("sample", "evaluate", "sample_claim", "evaluate_claim", "audit_neighbours")
-    yield one("evaluation.resources", evaluation.resources, *rules)
+        yield ranks("evaluation.resources", evaluation.resources, "canary_sample")
+        yield one("evaluation.resources", slurm.one_device(evaluation.resources), "canary_evaluate")
+    yield ranks("evaluation.resources", evaluation.resources, "sample", "sample_claim")
+    looking = ("evaluate", "evaluate_claim", "audit_neighbours")
+    yield one("evaluation.resources", slurm.one_device(evaluation.resources), *looking)
     yield hour("evaluation.resources", evaluation.resources, "make_bundle")
 
 

@@ -35,11 +35,7 @@ def make_contract(
     reference: ReferenceStatistics,
 ) -> EvaluationContract:
     """The contract of one evaluation. Raises Fault where its parts were not made for each other."""
-    if samples.tokenizer_sha256 != tokenizer.weights_sha256:
-        raise Fault(
-            f"samples are latents of the tokenizer {samples.tokenizer_sha256[:16]}…, the tokenizer given has the weights "
-            f"{tokenizer.weights_sha256[:16]}…; decode with the tokenizer that the generator was trained on"
-        )
+    require_tokenizer(samples, tokenizer)
     if reference.network_sha256 != network.weights_sha256:
         raise Fault(
             f"reference statistics were made with the network {reference.network_sha256[:16]}…, the network given has the "
@@ -69,6 +65,15 @@ def make_contract(
         kernel_subset_size=min(fewest, how.kernel_subset_size) if how.kernel_subsets else 0,
         extrapolation=how.extrapolation,
     )
+
+
+def require_tokenizer(samples: Samples, tokenizer: TokenizerManifest) -> None:
+    """Raises Fault unless the samples are latents of this tokenizer."""
+    if samples.tokenizer_sha256 != tokenizer.weights_sha256:
+        raise Fault(
+            f"samples are latents of the tokenizer {samples.tokenizer_sha256[:16]}…, the tokenizer given has the weights "
+            f"{tokenizer.weights_sha256[:16]}…; decode with the tokenizer that the generator was trained on"
+        )
 
 
 def contract_hash(contract: EvaluationContract) -> str:

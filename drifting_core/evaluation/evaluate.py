@@ -52,14 +52,20 @@ def open_tokenizer(manifest: Path, device: torch.device) -> tuple[Tokenizer, Tok
     return Tokenizer.of(manifest, device, PRECISION), TokenizerManifest.read(manifest)
 
 
+def pixels(some: Tensor, rule: Uint8Rule, batch: int, tokenizer: Tokenizer, device: torch.device) -> Tensor:
+    """At most `batch` latents as bytes uint8 (batch, 3, H, W) on the device, padded with the first."""
+    padding = some[:1].expand(batch - len(some), -1, -1, -1)
+    with torch.inference_mode():
+        return to_uint8(tokenizer.decode(torch.cat([some, padding]).to(device).float()), rule)
+
+
 def look_at(
     latents: Tensor, rule: Uint8Rule, batch: int, tokenizer: Tokenizer, network: Network, device: torch.device
 ) -> Iterator[Batch]:
     """Decode and see `latents` (N, C, H, W) in batches of one size; the last is padded with its first sample."""
     for some in latents.split(batch):
-        padding = some[:1].expand(batch - len(some), -1, -1, -1)
+        images = pixels(some, rule, batch, tokenizer, device)
         with torch.inference_mode():
-            images = to_uint8(tokenizer.decode(torch.cat([some, padding]).to(device).float()), rule)
             seen = network(images)
         used = (images, seen.features, seen.logits_unbiased, seen.logits)
         yield Batch(*(part[: len(some)].cpu() for part in used))
@@ -85,7 +91,7 @@ def evaluate(
     network, network_record = load_network(network_path, device)
     reference, moments = read_statistics(reference_path)
     contract = make_contract(how, samples=samples, tokenizer=tokenizer_record, network=network_record, reference=reference)
-    shown = grid_samples(len(np.unique(labels)), samples.samples)  # a canary does not have all classes
+    shown = grid_samples(labels)
     generated = _pass(latents, labels, how, tokenizer, network, device, shown)
     write_features(output.parent / FEATURES, generated.seen)
     numbers = measure(
@@ -118,6 +124,7 @@ def evaluate(
         step=samples.step,
         alpha=samples.alpha,
         seed=samples.seed,
+        grid_labels=[int(labels[row[0]]) for row in shown],
         sample_std=generated.pixel_std,
         **numbers,
     ).write(output)

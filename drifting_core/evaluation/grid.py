@@ -7,15 +7,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 GRID = "grid.png"
-_GRID_ROWS, _GRID_COLUMNS = 10, 10
 
 
-def grid_samples(classes: int, samples: int) -> list[list[int]]:
-    """Sample numbers of a grid: a row per class (up to 10, evenly spaced), the first samples of each (up to 10)."""
-    rows = min(classes, _GRID_ROWS)
-    columns = min(samples // classes, _GRID_COLUMNS)
-    shown = [row * classes // rows for row in range(rows)]
-    return [[label + classes * column for column in range(columns)] for label in shown]
+def grid_samples(labels: NDArray[np.int64], most_rows: int = 10, most_columns: int = 10) -> list[list[int]]:
+    """Sample numbers of a grid: a row per class (evenly spaced among those there are), the first samples of each.
+
+    `labels` (N,): class of each sample. Rows are of one length: the samples of the rarest class that is shown.
+    """
+    classes = np.unique(labels)
+    rows = min(len(classes), most_rows)
+    first = [np.flatnonzero(labels == classes[row * len(classes) // rows])[:most_columns] for row in range(rows)]
+    columns = min(map(len, first))
+    return [samples[:columns].tolist() for samples in first]
 
 
 def grid_picture(images: dict[int, NDArray[np.uint8]], shown: list[list[int]]) -> Image.Image:

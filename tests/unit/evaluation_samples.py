@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from drifting_core import artifacts
@@ -14,6 +15,8 @@ from drifting_core.artifacts import EvaluationContract
 from drifting_core.claims.sources import _place
 from drifting_core.claims.verifying import marker
 from drifting_core.config import Selection
+from drifting_core.data.index import FILE, write_tables
+from drifting_core.data.listing import Table
 from drifting_core.evaluation.contract import STATISTICS, contract_hash
 from drifting_core.evaluation.recommend import write_recommendation
 from drifting_core.evaluation.tables import make_table
@@ -30,6 +33,23 @@ MADE = {"configuration": "0" * 64, "code": "test"}
 
 def contract(**changes) -> EvaluationContract:
     return EvaluationContract(**(PLAIN | changes))
+
+
+def write_index(folder: Path, labels: NDArray[np.int64]) -> Path:
+    """index.json (and npz) of validation images with these labels, and of one training image."""
+    names = np.array([f"{i}.JPEG".encode() for i in range(len(labels))])
+    table = Table(np.zeros(len(labels), np.int64), np.ones(len(labels), np.int32), labels.astype(np.int16), names)
+    one = Table(*(getattr(table, field)[:1] for field in ("offset", "length", "label", "name")))
+    folder.mkdir(parents=True)
+    write_tables(folder / FILE, {"train": one, "val": table})
+    classes = int(labels.max()) + 1
+    split = {"archive": "a.tar", "archive_bytes": 1, "fewest_per_class": 1, "most_per_class": 1}
+    artifacts.Index(
+        **MADE, files=artifacts.records(folder, [FILE]), wnids=[f"n{i}" for i in range(classes)],
+        names=[f"name {i}, other" for i in range(classes)],
+        splits={"train": split | {"images": 1}, "val": split | {"images": len(labels)}},
+    ).write(folder / "index.json")  # fmt: skip
+    return folder / "index.json"
 
 
 def picture(path: Path, height: int, width: int) -> None:

@@ -17,6 +17,7 @@ from drifting_core.evaluation import evaluate as evaluation
 from drifting_core.evaluation import sampler, statistics
 from drifting_core.evaluation.canary import pass_canary
 from drifting_core.evaluation.contract import require_same
+from drifting_core.evaluation.grid import grid_samples
 from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
 from drifting_core.models.exports import write_export
@@ -49,6 +50,25 @@ def test_all_classes_drawn_are_the_balanced_plan():
     assert torch.equal(sampler.balanced_labels(rows, 7, 7), rows % 7)
 
 
+@given(classes=st.integers(1, 30), per_class=st.integers(1, 12))
+def test_a_grid_of_balanced_samples_has_the_first_of_evenly_spaced_classes(classes, per_class):
+    shown = grid_samples(np.arange(classes * per_class) % classes)
+    rows = min(classes, 10)
+    firsts = [row * classes // rows for row in range(rows)]
+    assert shown == [[first + classes * column for column in range(min(per_class, 10))] for first in firsts]
+
+
+@given(labels=st.lists(st.integers(0, 12), min_size=1, max_size=200).map(np.array))
+def test_a_row_of_a_grid_is_of_one_class_whatever_the_label_plan(labels):
+    shown = grid_samples(labels, most_rows=5, most_columns=3)
+    found = [{int(labels[sample]) for sample in row} for row in shown]
+    assert all(len(each) == 1 for each in found)
+    assert len(shown) == min(5, len(np.unique(labels))) == len(set.union(*found))
+    assert len({len(row) for row in shown}) == 1
+    for row in shown:
+        assert row == np.flatnonzero(labels == labels[row[0]])[: len(row)].tolist()
+
+
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
     torch.set_num_threads(1)
@@ -69,10 +89,9 @@ def export(tmp_path_factory):
 
 def canary(export, folder, count):
     manifest = folder / "samples/manifest.json"
-    sampler.write_samples(
-        manifest, export, Sampling(compute_batch=32), alpha=1.0, seed=0, count=count, device=CPU, configuration="0" * 64,
-        canary=True,
-    )  # fmt: skip
+    wanted = sampler.SampleSet(manifest, export, Sampling(compute_batch=32), 1.0, 0, count, "0" * 64, canary=True)
+    sampler.write_batches(wanted, CPU)
+    sampler.assemble(wanted)
     return manifest
 
 
@@ -124,6 +143,7 @@ def test_every_number_is_finite_whatever_the_number_of_samples(export, tmp_path,
 def test_its_numbers_share_no_table_with_others_even_at_their_sample_count(export, tmp_path, monkeypatch):
     metrics = evaluate(canary(export, tmp_path, 1000), tmp_path / "eval/metrics.json", monkeypatch)
     assert metrics.contract.label_plan == "spaced"
+    assert metrics.grid_labels == [row * CLASSES // 10 for row in range(10)]
     real = metrics.model_copy(update={"contract": metrics.contract.model_copy(update={"label_plan": "balanced"}), "seed": 1})
     real.write(tmp_path / "real/metrics.json")
     with pytest.raises(Fault, match="label_plan: 'spaced' against 'balanced'"):
@@ -134,10 +154,7 @@ def test_its_numbers_share_no_table_with_others_even_at_their_sample_count(expor
 
 def test_only_a_canary_may_leave_classes_out(export, tmp_path):
     with pytest.raises(Fault, match="needs a multiple of 1000"):
-        sampler.write_samples(
-            tmp_path / "manifest.json", export, Sampling(), alpha=1.0, seed=0, count=500, device=CPU,
-            configuration="0" * 64,
-        )  # fmt: skip
+        sampler.write_batches(sampler.SampleSet(tmp_path / "manifest.json", export, Sampling(), 1.0, 0, 500, "0" * 64), CPU)
     assert Samples.read(canary(export, tmp_path, 500)).label_plan == "spaced"
 
 

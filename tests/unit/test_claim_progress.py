@@ -134,6 +134,13 @@ def test_the_numbers_drawn_are_those_of_table_and_training(tmp_path: Path, monke
     assert len(drawn["force norm"]) == 2
 
 
+def test_the_rows_of_a_grid_are_named_by_their_labels(tmp_path: Path) -> None:
+    given = dict(write_claim(tmp_path))
+    index, metrics = artifacts.Index.read(given["index"]), artifacts.Metrics.read(given["metrics"])
+    assert progress.class_names(index, metrics) == ["cat", "dog | hound"]  # as older ones, which have none, were drawn
+    assert progress.class_names(index, metrics.model_copy(update={"grid_labels": [1]})) == ["dog | hound"]
+
+
 def unfinished(folder: Path, demo_values: dict[str, Any]) -> Path:
     """A run of the demo whose second milestone is trained and not evaluated."""
     active = config.load(demo_values).model_copy(update={"results": str(folder / "results")})

@@ -15,6 +15,7 @@ from drifting_core import config as settings
 from drifting_core.config import Configuration, load, load_file, sections
 from drifting_core.faults import Fault
 from drifting_core.identity import Section, digest, identity, operations
+from drifting_core.layout import Layout
 
 STAGES = ("data", "tokenizer", "network", "reference", "encoder", "run", "bundle")
 PRESETS = ("demo", "ablation", "b2", "l2")
@@ -58,6 +59,10 @@ def test_an_unknown_key_with_no_neighbour_lists_the_known_ones(demo_values: dict
         (lambda v: v["generator"].update(patch_size=3), "generator.patch_size"),
         (lambda v: v["evaluation"]["selection"].update(last_k=9), "exceeds the 4 trained milestones"),
         (lambda v: v["evaluation"]["report"].update(samples=1001), "evaluation.report.samples"),
+        (
+            lambda v: v["evaluation"].update(sampling={"label_plan": "validation"}),
+            r"evaluation.report.samples: 1000, but evaluation.sampling.label_plan: .* 500 .*data.expected.val_images",
+        ),
         (lambda v: v["objective"]["bank"].update(pushes_per_step=2), "labels come from the pushes"),
     ],
 )
@@ -65,6 +70,17 @@ def test_parts_that_do_not_fit_are_refused(demo_values: dict[str, Any], change: 
     change(demo_values)
     with pytest.raises(Fault, match=said):
         load(demo_values)
+
+
+def test_validation_labels_need_no_multiple_of_the_classes(demo_values: dict[str, Any]) -> None:
+    demo_values["evaluation"]["sampling"]["label_plan"] = "validation"
+    demo_values["evaluation"]["selection"]["samples"] = 123
+    demo_values["evaluation"]["report"]["samples"] = 500
+    made = load(demo_values)
+    run = made.key("run")
+    assert Layout(made).labels_of(run) == [f"results/data/{made.key('data')}/index.json"]
+    demo_values["evaluation"] |= {"sampling": {}, "selection": demo_values["evaluation"]["selection"] | {"samples": 120}}
+    assert Layout(load(demo_values)).labels_of(run) == []
 
 
 def test_operations_rename_nothing_and_identity_renames_what_is_below(demo_values: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drifting_core.data.journal import Journal
+from drifting_core.data.journal import Journal, read_records
 from drifting_core.faults import Fault
 
 WORK = {"configuration": "c", "shard": 1}
@@ -40,6 +40,15 @@ def test_appending_after_reading_goes_to_the_end(tmp_path: Path) -> None:
             journal.append({"number": number}, np.full((3, number), number, np.float16))
             assert len(list(journal.records())) == number + 1
     assert read(tmp_path / "j") == [0, 1, 2, 3]
+
+
+def test_another_process_reads_what_is_whole_and_changes_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "j", 3)
+    torn = (tmp_path / "j").read_bytes()[:-1]  # the last record is being written
+    (tmp_path / "j").write_bytes(torn)
+    assert [record.description["number"] for record in read_records(tmp_path / "j", WORK)] == [0, 1]
+    assert list(read_records(tmp_path / "j", WORK | {"shard": 2})) == []
+    assert (tmp_path / "j").read_bytes() == torn
 
 
 def test_two_readings_may_go_on_at_a_time(tmp_path: Path) -> None:

@@ -41,9 +41,11 @@ def test_ranks_are_counted_over_nodes() -> None:
     assert (beside.gpus, beside.nodes, beside.processes) == (1, 1, 1)
 
 
-def test_only_trainings_have_several_processes(demo_values: dict[str, Any]) -> None:
+def test_only_trainings_and_sampling_have_several_processes(demo_values: dict[str, Any]) -> None:
     demo_values["evaluation"]["resources"] = {"gpus": 1, "nodes": 2}
-    with pytest.raises(Fault, match="evaluation.resources: nodes 2, ranks 0; only trainings"):
+    assert load(demo_values).evaluation.resources.processes == 2
+    demo_values["evaluation"]["network"]["resources"] = {"gpus": 1, "nodes": 2}
+    with pytest.raises(Fault, match="evaluation.network.resources: nodes 2, ranks 0; only trainings and sampling"):
         load(demo_values)
 
 

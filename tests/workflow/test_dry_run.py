@@ -90,7 +90,7 @@ set-resources: {sample: {slurm_partition: short, runtime: 30}}
 
 @pytest.mark.parametrize(("preset", "change"), [
     ("demo", None), ("released_l2", None), ("ablation", "encoder={source: released:mae_latent_256}"),
-    ("ablation", "training={resources: {nodes: 2, gpus: 4}}"),
+    ("ablation", "training={resources: {nodes: 2, gpus: 4}}"), ("released_l2", "evaluation={resources: {gpus: 4}}"),
 ])  # fmt: skip
 def test_the_doctor_knows_what_each_job_asks_for(
     preset: str, change: str | None, bare: dict[str, str], tmp_path: Path

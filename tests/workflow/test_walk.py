@@ -7,12 +7,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from pydantic import BaseModel, TypeAdapter
 
 from drifting_core import artifacts, plan
@@ -50,7 +53,7 @@ def test_every_json_validates_and_records_where_it_comes_from(walk: Walk) -> Non
         assert values["code"].startswith("0."), path
         assert values["inputs"] or values["kind"] in ("packed_images", "archives", "run", "state"), path
     # What this walk does not make: downloads, files that somebody must ask for, and the experiment of `make toy`.
-    assert found == set(models) - {"fetched", "image_folder", "seeds_table", "toy_experiment"}
+    assert found == set(models) - {"fetched", "image_folder", "image_export", "seeds_table", "toy_experiment"}
 
 
 def descendants(model: type[BaseModel]) -> list[Any]:
@@ -254,6 +257,31 @@ def test_an_image_folder_is_made_by_name_and_removed_when_told_so(walk: Walk, tm
         "not as it was verified" in site.run("remove_sources.py", "archives", "--configfile", "config.yaml", "--yes").stderr
     )
     assert (site.folder / "results/archives/photos/train.tar").is_file()
+
+
+def test_generated_images_are_exported_by_name_from_a_run_that_is_there(walk: Walk, tmp_path: Path) -> None:
+    site = Site(tmp_path / "copy")
+    shutil.copytree(walk.site.folder, site.folder, symlinks=True)
+    [run] = (site.folder / "results/runs").iterdir()
+    claim, swept = f"results/runs/{run.name}/claim/seed_1000/samples", "samples/step_60/alpha_1.5/seed_1/n_100"
+    targets = [f"{claim}/export/npz.done", f"results/runs/{run.name}/{swept}/export/tar.done"]
+    done = site.snakemake(*targets)
+    assert done.returncode == 0, done.stdout
+    assert re.findall(r"^(?:local)?rule (\w+):", done.stdout, re.MULTILINE) == ["export_images"] * 2
+    with np.load(site.folder / claim / "export/images.npz", allow_pickle=False) as held:
+        assert (held["arr_0"].shape, held["arr_0"].dtype) == ((100, 32, 32, 3), np.uint8)
+        assert held["arr_1"].tolist() == [i % 10 for i in range(100)]
+    with (
+        tarfile.open(run / swept / "export/images.tar", "r:") as archive,
+        Image.open(run / "eval/step_60/alpha_1.5/seed_1/n_100/grid.png") as opened,
+    ):
+        name = archive.getnames()[13]
+        assert name.endswith("/000013.png")
+        image = np.asarray(Image.open(archive.extractfile(name)))
+        assert np.array_equal(image, np.asarray(opened)[96:128, 32:64]), (
+            "not what the evaluation saw: row of class 3, column 1"
+        )
+    assert site.planned(*targets) == []
 
 
 def test_an_encoder_is_trained_on_stored_crops(walk: Walk) -> None:

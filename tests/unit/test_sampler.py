@@ -157,7 +157,7 @@ def test_every_export_of_a_run_is_given_the_same_noise(generator):
         for parameter in later.parameters():
             parameter.add_(1.0)
     rows = torch.arange(20)
-    for one, other in zip(*(sampler.sample_inputs(each, 1, rows) for each in (generator, later)), strict=True):
+    for one, other in zip(*(sampler.sample_inputs(each, 1, rows, rows % 10) for each in (generator, later)), strict=True):
         assert torch.equal(one, other)
 
 
@@ -167,7 +167,7 @@ def test_seed_and_alpha_change_the_samples_but_alpha_not_the_noise(generator):
     rows = torch.arange(5)
     first, again = (sampler.sample_inputs(generator, 1, rows, rows % 10) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    other = sampler.sample_inputs(generator, 2, rows)
+    other = sampler.sample_inputs(generator, 2, rows, rows % 10)
     assert not torch.equal(first.noise, other.noise)
     assert not torch.equal(first.style, other.style)
 

@@ -81,6 +81,10 @@ rule audit_neighbours:
         network=file_of("run", "network", "manifest.json"),
         reference=file_of("run", "reference", "manifest.json"),
         index=file_of("run", "data", "index.json"),
+        latents_train=trained_from("data", "latents/train/manifest.json"),
+        latents_val=trained_from("data", "latents/val/manifest.json"),
+        space_networks=lambda wildcards: LAYOUT.in_spaces(wildcards.run, "network"),
+        space_references=lambda wildcards: LAYOUT.in_spaces(wildcards.run, "reference"),
     output:
         f"{RESULTS}/runs/{{run}}/neighbours/neighbours.json",
     log:
@@ -95,4 +99,6 @@ rule audit_neighbours:
     shell:
         'exec python $WORKFLOW_SCRIPTS/audit_neighbours.py --config {params.config:q} --operations "$OPERATIONS"'
         " --samples {input.samples} --tokenizer {input.tokenizer} --network {input.network}"
-        " --reference {input.reference} --index {input.index} --output {output} --threads {threads} --log {log}"
+        " --reference {input.reference} --index {input.index} --latents {input.latents_train} {input.latents_val}"
+        " --space-networks {input.space_networks} --space-references {input.space_references}"
+        " --output {output} --threads {threads} --log {log}"

@@ -1,10 +1,11 @@
-"""Look up the nearest training images of generated ones. Writes pairs.png and the output beside it.
+"""Look up the nearest training images of generated ones. Writes the output, and a picture per space beside it.
 
 Example:
   python workflow_scripts/audit_neighbours.py --config "$SLICE" --operations "$OPERATIONS" \\
       --samples results/runs/R/claim/seed_1000/samples/manifest.json --tokenizer results/tokenizer/T/manifest.json \\
       --network results/features/N/manifest.json --reference results/reference/F/manifest.json \\
-      --index results/data/D/index.json --output results/runs/R/neighbours/neighbours.json
+      --index results/data/D/index.json --latents results/data/D/latents/{train,val}/manifest.json \\
+      --output results/runs/R/neighbours/neighbours.json
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--network", type=Path, required=True, help="manifest.json of the feature network")
     made.add_argument("--reference", type=Path, required=True, help="manifest.json of the reference statistics")
     made.add_argument("--index", type=Path, required=True, help="index.json of the training images")
+    made.add_argument("--latents", type=Path, nargs="*", default=(), help="manifests of the stores train and val, if any")
+    made.add_argument("--space-networks", type=Path, nargs="*", default=(), help="manifests of further networks")
+    made.add_argument("--space-references", type=Path, nargs="*", default=(), help="references made with these, in order")
     made.add_argument("--output", type=Path, required=True, help="neighbours.json")
     arguments = start(made, argv)
 
@@ -37,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     resources = Resources(**arguments.operations["evaluation"]["resources"])
     place = device(min(resources.gpus, 1), arguments.threads)  # several are for sampling
+    stages = (arguments.samples, arguments.tokenizer, arguments.network, arguments.reference, arguments.index)
+    spaces = tuple(zip(arguments.space_networks, arguments.space_references, strict=True))
     typed = sections(arguments.config, arguments.operations)
     with writer_lease(arguments.output.parent):
         audit(
@@ -44,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             typed["evaluation.neighbours"],
             typed["evaluation.contract"],
             Archives(**arguments.operations["data"]["archives"]),
-            Parts(arguments.samples, arguments.tokenizer, arguments.network, arguments.reference, arguments.index),
+            Parts(*stages, tuple(arguments.latents) or None, spaces),
             device=place,
             configuration=digest(arguments.config),
         )

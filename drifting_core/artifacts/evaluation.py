@@ -227,32 +227,56 @@ class NeighbourPair(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    sample: int
+    sample: int  # its place in the set of samples
     label: int
     percentile: float  # share of held-out photos, in percent, that are nearer to the training set
-    images: list[int]
+    images: list[int]  # rows of the training index
     labels: list[int]
     distances: list[float]
 
 
-class Neighbours(Artifact):
-    """Nearest training images of generated ones, against the baseline of held-out photos."""
+class NeighbourSearch(BaseModel):
+    """Distances to the nearest training image: of generated images, and of held-out photos (the baseline)."""
 
-    kind: Literal["neighbours"] = "neighbours"
-    space: str
-    network_sha256: Sha256
-    step: int
-    alpha: float
-    seed: int
-    samples: int
-    training_images: int
-    top: int
-    baseline_images: int
+    model_config = ConfigDict(extra="forbid")
+
     baseline_percentile_1: float
     baseline_median: float
     generated_median: float
     share_below_percentile_1: float
-    pairs: list[NeighbourPair]
+    pairs: list[NeighbourPair]  # closest first
+
+
+class NeighbourSpace(BaseModel):
+    """One space of an audit, searched among all training images and among those of the image's own class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    description: str
+    sha256: Sha256 | None  # of the weights that make the space; pixels have none
+    training_images: int
+    baseline_images: int
+    picture: str  # the closest pairs of any class
+    any_class: NeighbourSearch
+    same_class: NeighbourSearch
+
+
+class Neighbours(Artifact):
+    """Nearest training images of generated ones, against the baseline of held-out photos.
+
+    Class c is wnids[c], for generated and real images alike. `left_out`: why, by the name of the space.
+    """
+
+    kind: Literal["neighbours"] = "neighbours"
+    step: int
+    alpha: float
+    seed: int
+    samples: int
+    top: int
+    wnids: list[str]
+    spaces: list[NeighbourSpace]
+    left_out: dict[str, str]
 
 
 class Bundle(Artifact):

@@ -28,14 +28,12 @@ from drifting_core.artifacts import (
     records,
 )
 from drifting_core.claims import card, commands, figures, pages, progress
-from drifting_core.claims.sources import Source, Sources
+from drifting_core.claims.sources import Sources
 from drifting_core.claims.verifying import DONE, MANIFEST, files_of, marker
 from drifting_core.identity import Section
 from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
-
-_PAIRS = "pairs.png"
 
 
 def make_bundle(
@@ -235,7 +233,12 @@ def _over_alpha(sources: Sources, table: MetricsTable) -> bytes:
 
 
 def _neighbour_pairs(sources: Sources) -> tuple[bytes, str]:
-    source: Source = sources.source("neighbours")
-    sources.one("neighbours", Neighbours).verify(source.path.parent)
-    picture = figures.labelled_rows(figures.read_picture(source.path.parent / _PAIRS), ["generated", "nearest real"])
-    return picture, "The generated images nearest to the training set, closest first, above their nearest training image."
+    """The closest pairs of every space of the audit, under each other."""
+    folder, found = sources.source("neighbours").path.parent, sources.one("neighbours", Neighbours)
+    found.verify(folder)
+    picture = figures.stacked([figures.read_picture(folder / space.picture) for space in found.spaces])
+    rows = [label for space in found.spaces for label in (f"{space.name}: generated", "nearest real")]
+    words = (
+        "For each space, the generated images nearest to the training set, closest first, above their nearest image of it."
+    )
+    return figures.labelled_rows(picture, rows), words

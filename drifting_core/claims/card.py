@@ -11,6 +11,7 @@ from drifting_core.artifacts import (
     Index,
     MetricsTable,
     Neighbours,
+    NeighbourSearch,
     Recommendation,
     ReferenceStatistics,
     TokenizerManifest,
@@ -247,33 +248,41 @@ def _single_export(sources: Sources) -> list[Block]:
 
 def _neighbours(sources: Sources, pictures: Mapping[str, str]) -> list[Block]:
     found, place = sources.one("neighbours", Neighbours), sources.source("neighbours").place
+    first = found.spaces[0]
+    rows = [
+        _neighbour_row(space.name, rule, search, place)
+        for space in found.spaces
+        for rule, search in (("any class", space.any_class), ("same class", space.same_class))
+    ]
     return [
         Heading(2, "Is it memory?"),
         Paragraph(
-            [
-                f"The nearest of {found.training_images:,} training images was looked up for {found.samples:,} generated "
-                f"images, in {found.space}. Held-out photos give the baseline: generated images that were copies would "
-                "lie nearer than these do.",
-            ]
+            f"For {found.samples:,} generated images the nearest of {first.training_images:,} training images were looked "
+            f"up, and the same for {first.baseline_images:,} held-out photos, the baseline. Copies would lie nearer than "
+            "those do: below the baseline's 1st percentile, where by definition 1% of the held-out photos are. Euclidean "
+            "distances, all training images searched, in these spaces:"
         ),
+        Bullets([f"{space.name}: {space.description}." for space in found.spaces]),
+        *[Paragraph(f"Left out, {space}: {why}.") for space, why in found.left_out.items()],
         Table(
-            ["", "generated", "held-out photos"],
             [
-                ["images", str(found.samples), str(found.baseline_images)],
-                [
-                    "median distance to the nearest training image",
-                    Link(f"{found.generated_median:.4g}", place),
-                    Link(f"{found.baseline_median:.4g}", place),
-                ],
-                [
-                    f"nearer than the baseline's 1st percentile ({found.baseline_percentile_1:.4g})",
-                    Link(f"{100 * found.share_below_percentile_1:.1f}%", place),
-                    "1%",
-                ],
+                "space",
+                "neighbours",
+                "median, generated",
+                "median, held-out",
+                "1st percentile, held-out",
+                "generated below it",
             ],
+            rows,
         ),
         *_pictures(pictures, "neighbour_pairs.png"),
     ]
+
+
+def _neighbour_row(space: str, rule: str, search: NeighbourSearch, place: str) -> list[Inline]:
+    distances = (search.generated_median, search.baseline_median, search.baseline_percentile_1)
+    shown = [f"{distance:.4g}" for distance in distances] + [f"{100 * search.share_below_percentile_1:.1f}%"]
+    return [space, rule, *(Link(number, place) for number in shown)]
 
 
 def _contract(sources: Sources) -> list[Block]:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from drifting_core.faults import Fault
 
@@ -34,7 +34,7 @@ class Record(NamedTuple):
     description: dict[str, Any]
     payload: bytes
 
-    def array(self, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    def array(self, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
         return np.frombuffer(self.payload, dtype).reshape(shape)
 
 

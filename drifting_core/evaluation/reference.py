@@ -3,7 +3,7 @@
 `statistics.npz` (mu, sigma; float64) is what the Fréchet distance compares with: our own of the training or, where asked
 for, of all validation images, or published ones;
 features_train.h5 is searched by the neighbour audit; features_val.h5 is the real manifold of precision and recall and the
-audit's baseline.
+audit's baseline. Both hold thumbnails beside the features: pixels that the audit compares.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from drifting_core.artifacts import (
     FeatureNetwork,
@@ -46,14 +47,24 @@ log = logging.getLogger(__name__)
 TRAIN_FEATURES = "features_train.h5"
 _MOMENT_NAMES = (("mu", "sigma"), ("ref_mu", "ref_sigma"))  # pytorch-fid's and ADM's; the release uses the latter
 _CHUNK_ROWS = 256
+_THUMBNAIL = (3, 16, 16)
 
 
 class Cache(NamedTuple):
-    """Features (N, D) float32, labels (N,) and rows (N,) in the split's index, as read from a cache."""
+    """Features (N, D) float32, labels (N,) and rows (N,) in the split's index, as read from a cache.
+
+    `features` may be another dataset of the cache, or of several views of an image, (N, views, D).
+    """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     rows: NDArray[np.int64]
+
+
+def thumbnails(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) -> uint8 (B, 3, 16, 16): means over areas, rounded."""
+    means = torch.nn.functional.adaptive_avg_pool2d(images.float(), _THUMBNAIL[1:])
+    return (means + 0.5).floor().to(torch.uint8)
 
 
 def balanced_rows(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -132,11 +143,16 @@ class _Batch(NamedTuple):
 
 
 class _Features(NamedTuple):
-    """Features (B, D) float32 of a batch, its rows (B,), and how many the network classifies rightly."""
+    """What the caches hold of a batch (B,), its rows (B,), and how many the network classifies rightly."""
 
-    features: NDArray[np.float32]
+    held: NDArray[np.void]
     rows: NDArray[np.int64]
     right: int
+
+
+def _held(dimensions: int) -> np.dtype[np.void]:
+    """What a cache holds of an image, as the journal keeps it."""
+    return np.dtype([("features", "f4", (dimensions,)), ("thumbnails", "u1", _THUMBNAIL)])
 
 
 class _Pass:
@@ -164,7 +180,7 @@ class _Pass:
         Each finished batch is kept in a journal, so that a job that is killed loses at most one. The caller removes the
         journals when everything is published.
         """
-        with Journal(_journal_of(path), {**work, "split": self.split}) as journal:
+        with self._journal(path, record, work) as journal:
             self._fill(journal)
             self.done = sum(len(found.description["rows"]) for found in journal.records())
             self.right = sum(found.description["right"] for found in journal.records())
@@ -173,9 +189,14 @@ class _Pass:
 
     def moments(self, path: Path, record: FeatureNetwork, work: dict[str, Any]) -> Moments:
         """The moments alone; `path` names the journal, which is kept as in `write`."""
-        with Journal(_journal_of(path), {**work, "split": self.split}) as journal:
+        held = _held(record.dimensions)
+        with self._journal(path, record, work) as journal:
             self._fill(journal)
-            return mean_covariance(found.array("float32", (-1, record.dimensions)) for found in journal.records())
+            return mean_covariance(found.array(held, (-1,))["features"] for found in journal.records())
+
+    def _journal(self, path: Path, record: FeatureNetwork, work: dict[str, Any]) -> Journal:
+        held = list(_held(record.dimensions).names or ())
+        return Journal(_journal_of(path), {**work, "split": self.split, "holds": held})
 
     def _fill(self, journal: Journal) -> None:
         """Compute the batches that the journal does not hold yet."""
@@ -186,14 +207,13 @@ class _Pass:
         if seen:
             log.info("going on at image %d of %d", seen, len(self.rows))
         for batch in self._batches(seen):
-            features, rows, right = self._features(batch.images)
-            journal.append({"rows": rows.tolist(), "right": right, "seen": batch.seen, "rejects": batch.rejects}, features)
+            held, rows, right = self._features(batch.images)
+            journal.append({"rows": rows.tolist(), "right": right, "seen": batch.seen, "rejects": batch.rejects}, held)
 
     def _store(self, writer: Hdf5Writer, record: FeatureNetwork, journal: Journal) -> Moments:
         rows = np.array([row for found in journal.records() for row in found.description["rows"]], np.int64)
-        shape = (self.done, record.dimensions)
-        chunk = (min(_CHUNK_ROWS, self.done), record.dimensions)
-        features = writer.file.create_dataset("features", shape, "f4", chunks=chunk, fletcher32=True)
+        held = _held(record.dimensions)
+        caches = {name: self._dataset(writer, name, held[name]) for name in held.names or ()}
         for name, values in (("labels", self.reader.labels[rows]), ("rows", rows)):
             writer.file.create_dataset(name, data=values, fletcher32=True)
         writer.file.attrs["network_sha256"] = record.weights_sha256
@@ -201,13 +221,18 @@ class _Pass:
         def stored() -> Iterator[NDArray[np.float32]]:
             at = 0
             for found in journal.records():
-                block = found.array("float32", (-1, record.dimensions))
-                features[at : at + len(block)] = block
+                block = found.array(held, (-1,))
+                for name, cache in caches.items():
+                    cache[at : at + len(block)] = block[name]
                 writer.check()
                 at += len(block)
-                yield block
+                yield block["features"]
 
         return mean_covariance(stored())
+
+    def _dataset(self, writer: Hdf5Writer, name: str, of: np.dtype[Any]) -> h5py.Dataset:
+        chunk = (min(_CHUNK_ROWS, self.done), *of.shape)
+        return writer.file.create_dataset(name, (self.done, *of.shape), of.base, chunks=chunk, fletcher32=True)
 
     def _batches(self, seen: int) -> Iterator[_Batch]:
         """Crops of the images from place `seen` on, in full batches (the last may be smaller)."""
@@ -244,7 +269,10 @@ class _Pass:
         with torch.inference_mode():
             output = self.network(torch.cat([images, padding]).to(self.device))
         right = int((predictions(output.logits[: len(rows)]).cpu().numpy() == labels).sum())
-        return _Features(output.features[: len(rows)].float().cpu().numpy(), rows, right)
+        features = output.features[: len(rows)].float().cpu().numpy()
+        held = np.empty(len(rows), _held(features.shape[1]))
+        held["features"], held["thumbnails"] = features, thumbnails(images).numpy()
+        return _Features(held, rows, right)
 
 
 def read_published(how: PublishedStatistics, dimensions: int) -> Moments:
@@ -292,16 +320,22 @@ def read_statistics(manifest: Path) -> tuple[ReferenceStatistics, Moments]:
         return record, Moments(held["mu"], held["sigma"], record.images)
 
 
-def read_cache(path: Path) -> Cache:
+def read_cache(path: Path, dataset: str = "features") -> Cache:
     """A whole cache; for features_train.h5 of ImageNet use `cache_blocks`."""
     with h5py.File(path, "r") as file:
-        return Cache(file["features"][:], file["labels"][:], file["rows"][:])
+        return Cache(file[dataset][:], file["labels"][:], file["rows"][:])
 
 
-def cache_blocks(path: Path, rows: int = 16 * _CHUNK_ROWS) -> Iterator[Cache]:
+def has_thumbnails(path: Path) -> bool:
+    """Caches that were made before thumbnails were kept have none."""
+    with h5py.File(path, "r") as file:
+        return "thumbnails" in file
+
+
+def cache_blocks(path: Path, dataset: str = "features", rows: int = 16 * _CHUNK_ROWS) -> Iterator[Cache]:
     """The cache in blocks of `rows`, in order."""
     with h5py.File(path, "r") as file:
-        features, labels, of = file["features"], file["labels"], file["rows"]
-        for start in range(0, len(features), rows):
+        held, labels, of = file[dataset], file["labels"], file["rows"]
+        for start in range(0, len(held), rows):
             block = slice(start, start + rows)
-            yield Cache(features[block], labels[block], of[block])
+            yield Cache(held[block], labels[block], of[block])

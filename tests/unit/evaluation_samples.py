@@ -113,12 +113,28 @@ def forge(folder: Path) -> None:
 
 
 def _neighbours(run: Path) -> list[tuple[str, Path]]:
-    picture(run / "neighbours/pairs.png", 8, 40)
+    names = [f"pairs_{space}.png" for space in ("features", "pixels")]
+    for name in names:
+        picture(run / "neighbours" / name, 8, 40)
+    search = artifacts.NeighbourSearch(
+        baseline_percentile_1=1.0, baseline_median=2.0, generated_median=3.0, share_below_percentile_1=0.125, pairs=[]
+    )
+    spaces = [
+        artifacts.NeighbourSpace(
+            name=name[6:-4],
+            description="test",
+            sha256="a" * 64,
+            training_images=3000,
+            baseline_images=500,
+            picture=name,
+            any_class=search,
+            same_class=search,
+        )
+        for name in names
+    ]
     artifacts.Neighbours(
-        **MADE, inputs={"samples": f"{1000:064d}"}, files=artifacts.records(run / "neighbours", ["pairs.png"]),
-        space="test", network_sha256="a" * 64, step=1000, alpha=1.5, seed=1000, samples=10, training_images=3000, top=1,
-        baseline_images=500, baseline_percentile_1=1.0, baseline_median=2.0, generated_median=3.0,
-        share_below_percentile_1=0.0, pairs=[],
+        **MADE, inputs={"samples": f"{1000:064d}"}, files=artifacts.records(run / "neighbours", names), step=1000, alpha=1.5,
+        seed=1000, samples=10, top=1, wnids=["n1", "n2"], spaces=spaces, left_out={"latents": "there are none"},
     ).write(run / "neighbours/neighbours.json")  # fmt: skip
     return [("neighbours", run / "neighbours/neighbours.json")]
 

@@ -33,9 +33,9 @@ class Halves:
         return mean, torch.full_like(mean, self.std)
 
 
-def write_archives(folder: Path) -> Path:
-    """Archives and index of a few photos."""
-    data = section(folder)
+def write_archives(folder: Path, data: config.Data | None = None) -> Path:
+    """Archives and index of a few photos, or of those that `data` describes."""
+    data = data or section(folder)
     packing.pack(data, folder / "packed.json", HASH)
     images_index.check(data, folder / "archives.json", HASH)
     images_index.index(data, folder / "archives.json", folder / "index.json", HASH)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from drifting_core.artifacts import FeatureNetwork, ReferenceStatistics, sha256_file
 from drifting_core.config import PublishedStatistics, Reference
-from drifting_core.data.images import centre_crop_of
+from drifting_core.data.images import centre_crop_of, centre_crops
 from drifting_core.data.index import ImageReader
+from drifting_core.data.journal import Journal
 from drifting_core.evaluation import reference
 from drifting_core.evaluation.reference import make_reference, read_cache, read_published, read_statistics
 from drifting_core.faults import Fault
@@ -75,6 +76,33 @@ def test_moments_are_those_of_all_features(packed: Path, tmp_path: Path, monkeyp
     reader = ImageReader(packed / "index.json", "train", section(packed).archives)
     assert np.array_equal(cache.rows, np.arange(50))
     assert np.array_equal(cache.labels, reader.labels)
+
+
+def test_thumbnails_are_those_of_the_crops(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(packed, tmp_path, monkeypatch)
+    for split, name in (("train", "features_train.h5"), ("val", "features_val.h5")):
+        cache = read_cache(tmp_path / name, "thumbnails")
+        reader = ImageReader(packed / "index.json", split, section(packed).archives)
+        crops = torch.from_numpy(centre_crops(reader, cache.rows.tolist(), 32))
+        assert torch.equal(torch.from_numpy(cache.features), reference.thumbnails(crops))
+        assert np.array_equal(cache.labels, reader.labels[cache.rows])
+        blocks = list(reference.cache_blocks(tmp_path / name, "thumbnails", rows=7))
+        assert np.array_equal(np.concatenate([block.features for block in blocks]), cache.features)
+
+
+def test_a_journal_from_before_thumbnails_is_begun_anew(
+    packed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = make(packed, tmp_path / "whole", monkeypatch)
+    work = {"configuration": HASH, "inputs": made.inputs, "split": "train"}
+    with Journal(tmp_path / "killed/.features_train.journal", work) as journal:
+        described = {"rows": list(range(8)), "right": 0, "seen": 8, "rejects": []}
+        journal.append(described, np.zeros((8, 12), np.float32))
+    make(packed, tmp_path / "killed", monkeypatch)
+    for name in ("features_train.h5", "manifest.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize("dies_at", [0, 1, 5, 7, 8])

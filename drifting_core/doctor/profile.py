@@ -124,9 +124,10 @@ def _jobs(config: Configuration, site: Mapping[str, str]) -> Iterator[_Job]:
         yield ranks("evaluation.resources", evaluation.resources, "canary_sample")
         yield one("evaluation.resources", slurm.one_device(evaluation.resources), "canary_evaluate")
     yield ranks("evaluation.resources", evaluation.resources, "sample", "sample_claim")
-    looking = ("evaluate", "evaluate_claim", "audit_neighbours")
+    looking = ["evaluate", "evaluate_claim", *(["evaluate_claim_in_space"] if evaluation.spaces else []), "audit_neighbours"]
     yield one("evaluation.resources", slurm.one_device(evaluation.resources), *looking)
-    yield hour("evaluation.resources", evaluation.resources, "make_bundle")
+    bundle = "make_bundle_imported" if config.generator.imported else "make_bundle"
+    yield hour("evaluation.resources", evaluation.resources, bundle)
 
 
 def _ask(rule: str, key: str, asked: Mapping[str, Any], cores: int, profile: Profile) -> Ask:

@@ -59,10 +59,12 @@ def write_samples(folder: Path, tokenizer: Path) -> Path:
     write_export(
         export, "generator", weights, ARCHITECTURE, step=5, ema_decay=0.9, latents=contract, configuration=HASH, inputs={}
     )  # fmt: skip
-    sampler.write_samples(
-        folder / "manifest.json", export, config.Sampling(compute_batch=10), alpha=1.5, seed=3, count=SAMPLES, device=CPU,
+    wanted = sampler.SampleSet(
+        folder / "manifest.json", export, config.Sampling(compute_batch=10), alpha=1.5, seed=3, count=SAMPLES,
         configuration=HASH,
     )  # fmt: skip
+    sampler.write_batches(wanted, CPU)
+    sampler.assemble(wanted)
     return folder / "manifest.json"
 
 

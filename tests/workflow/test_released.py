@@ -120,7 +120,7 @@ def test_the_plan_of_released_weights_trains_nothing(tmp_path: Path, preset: str
     assert not [rule for rule in planned if "train" in rule]
     assert planned.count("import_generator") == 1
     assert planned.count("fetch") == 2  # weights and tokenizer
-    assert {"sample_claim", "evaluate_claim", "audit_neighbours", "make_bundle"} <= set(planned)
+    assert {"sample_claim", "evaluate_claim", "audit_neighbours", "make_bundle_imported"} <= set(planned)
 
 
 def test_without_internet_the_fetch_says_what_to_do_and_loses_nothing(tmp_path: Path, monkeypatch: Any) -> None:

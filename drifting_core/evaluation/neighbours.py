@@ -215,7 +215,7 @@ def latent_space(
     baseline = other.gather(torch.from_numpy(chosen), first).numpy()
     return Space(
         "latents",
-        f"latents of {' x '.join(map(str, store.shape))} numbers; the training images in the views {store.contract.views}",
+        f"latents of {' x '.join(map(str, store.shape))}; each training image as {' and '.join(store.contract.views)}",
         store.contract.tokenizer_sha256,
         _flat(latents.numpy(), 1),
         lambda: _of_index(_latent_blocks(store, rows), readers[0].labels, train),

@@ -180,7 +180,7 @@ def _reading_of_claim(table: MetricsTable) -> list[Inline]:
         )
     residue = max(row["distance_residue"] for row in table.rows) if "distance_residue" in table.rows[0] else None
     if residue is not None:
-        items.append(f"Rounding below 0 could have moved {name} by {residue:.1g} at most; nothing was clamped.")
+        items.append(f"The roots of eigenvalues that rounding made negative sum to {residue:.1g}; nothing was clamped.")
     return items
 
 

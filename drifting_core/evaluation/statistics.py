@@ -34,7 +34,7 @@ class Moments(NamedTuple):
 
 
 class Frechet(NamedTuple):
-    """The squared Fréchet distance and its residue: what eigenvalues rounded below 0 could have added to the trace."""
+    """The squared Fréchet distance and its residue: the roots of eigenvalues that rounding made negative, summed."""
 
     distance: float
     residue: float
@@ -133,9 +133,11 @@ def covariance_root(covariance: Array) -> CovarianceRoot:
 
 
 def _split_spectrum(values: Array, stored: np.dtype, scale: float) -> tuple[NDArray[np.bool_], float]:
-    """Which eigenvalues are positive, and the sum of the roots of the others' magnitudes.
+    """Which eigenvalues are positive beyond rounding, and the sum of the roots of the negative ones' magnitudes.
 
-    An exactly singular covariance has eigenvalues of about +-D eps scale, eps being that of the stored numbers.
+    An exactly singular covariance has eigenvalues of about +-D eps scale, eps being that of the stored numbers. The roots of
+    those that rounding of float64 explains are left out whichever their sign: of fewer images than features most are such,
+    and half of them would be added (7.9e-5 of an FID of 200 images, which left out agrees with the exact value to 1e-13).
     """
     allowed = 10 * len(values) * float(np.finfo(stored).eps) * scale
     if values.min(initial=0.0) < -allowed:
@@ -143,8 +145,8 @@ def _split_spectrum(values: Array, stored: np.dtype, scale: float) -> tuple[NDAr
             f"Fréchet distance: a covariance has the eigenvalue {values.min():.3g}, rounding explains no more than "
             f"{-allowed:.3g}; it is no covariance: make its statistics again"
         )
-    positive = values > 0
-    return positive, float(np.sqrt(-values[~positive]).sum())
+    positive = values > len(values) * float(np.finfo(np.float64).eps) * values.max(initial=0.0)
+    return positive, float(np.sqrt(-values[values < 0]).sum())
 
 
 def _require_finite(numbers: Array, what: str) -> None:

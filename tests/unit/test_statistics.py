@@ -120,6 +120,17 @@ def test_rank_deficient_and_constant_features_are_measured():
     assert distance(constant, few).distance == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("rows", [20, 63, 200])
+def test_fewer_rows_than_features_give_the_exact_distance(rows):
+    """Of singular values, which need no root of a covariance: most eigenvalues of these are rounding, and no distance."""
+    a, b = (np.exp(features(rows, width=256)), 0.8 * np.exp(features(rows, width=256)[::-1] + 0.1))
+    centred = [part - part.mean(axis=0) for part in (a, b)]
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    traces = sum((part**2).sum() for part in centred) / (rows - 1)
+    exact = shift @ shift + traces - 2 * np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum() / (rows - 1)
+    assert distance(a, b).distance == pytest.approx(exact, rel=1e-12)
+
+
 def test_what_is_no_covariance_is_refused():
     mean, identity = np.zeros(3), np.eye(3)
     indefinite = np.diag([1.0, 1.0, -0.01])

@@ -105,48 +105,53 @@ class CovarianceRoot(NamedTuple):
     residue: float
 
 
-def frechet(
-    mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array, root_a: CovarianceRoot | None = None
-) -> Frechet:
-    """`frechet_distance` with its residue. `root_a`: of covariance_a, where many are compared with it.
+def frechet(mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array) -> Frechet:
+    """`frechet_distance` with its residue.
 
-    The last trace is the sum of the roots of the eigenvalues of R^T S_b R with S_a = R R^T: a symmetric problem, so that
-    no imaginary part arises. Raises Fault when a covariance has a negative eigenvalue beyond rounding or is not finite.
+    The last trace is the sum of the singular values of R_a^T R_b, where S = R R^T: the roots of the eigenvalues of the
+    symmetric R_a^T S_b R_a, without squaring them first, which would lose half of their digits. Raises Fault when a
+    covariance has a negative eigenvalue beyond rounding or is not finite.
     """
-    _require_finite(covariance_b, "covariance")
-    root, rounded = root_a or covariance_root(covariance_a)
-    product = root.T @ np.asarray(covariance_b, dtype=np.float64) @ root
+    first, second = covariance_root(covariance_a), covariance_root(covariance_b)
+    trace = float(np.linalg.svd(first.root.T @ second.root, compute_uv=False).sum())
+    return Frechet(_without_root(mean_a, covariance_a, mean_b, covariance_b) - 2 * trace, first.residue + second.residue)
+
+
+def quick_frechet(reference: Moments, root: CovarianceRoot, other: Moments) -> float:
+    """The distance to `reference`, whose `root` is known, from eigenvalues: ten times as fast, about six digits.
+
+    For the many resamples of an error; `frechet` makes what is reported. Raises Fault when a number is not finite.
+    """
+    _require_finite(other.covariance, "covariance")
+    product = root.root.T @ other.covariance @ root.root
     values = np.linalg.eigvalsh((product + product.T) / 2)
-    scale = float(np.linalg.norm(covariance_a, 2) * np.linalg.norm(covariance_b, 2)) if values.min(initial=0.0) < 0 else 1.0
-    positive, residue = _split_spectrum(values, np.asarray(covariance_b).dtype, scale)
+    # Those that are not positive are zeros but for rounding: both covariances were found to be such.
+    return _without_root(*reference[:2], *other[:2]) - 2 * float(np.sqrt(values[values > 0]).sum())
+
+
+def _without_root(mean_a: Array, covariance_a: Array, mean_b: Array, covariance_b: Array) -> float:
     shift = np.asarray(mean_a, dtype=np.float64) - np.asarray(mean_b, dtype=np.float64)
-    trace = float(np.trace(covariance_a) + np.trace(covariance_b) - 2 * np.sqrt(values[positive]).sum())
-    return Frechet(float(shift @ shift) + trace, residue + rounded)
+    return float(shift @ shift) + float(np.trace(covariance_a) + np.trace(covariance_b))
 
 
 def covariance_root(covariance: Array) -> CovarianceRoot:
-    """Symmetric factor of a covariance. Raises Fault when it is not finite or not positive semi-definite."""
+    """Factor of a covariance. Raises Fault when it is not finite or not positive semi-definite.
+
+    An exactly singular covariance has eigenvalues of about +-D eps of the largest instead of 0, eps being that of the stored
+    numbers. What rounding of float64 explains is left out whichever its sign: with fewer images than features most
+    eigenvalues are such, and the roots of the positive half would be counted.
+    """
     _require_finite(covariance, "covariance")
     values, vectors = np.linalg.eigh(np.asarray(covariance, dtype=np.float64))
-    positive, residue = _split_spectrum(values, np.asarray(covariance).dtype, float(values.max(initial=0.0)))
-    return CovarianceRoot(vectors[:, positive] * np.sqrt(values[positive]), residue)
-
-
-def _split_spectrum(values: Array, stored: np.dtype, scale: float) -> tuple[NDArray[np.bool_], float]:
-    """Which eigenvalues are positive beyond rounding, and the sum of the roots of the negative ones' magnitudes.
-
-    An exactly singular covariance has eigenvalues of about +-D eps scale, eps being that of the stored numbers. The roots of
-    those that rounding of float64 explains are left out whichever their sign: of fewer images than features most are such,
-    and half of them would be added (7.9e-5 of an FID of 200 images, which left out agrees with the exact value to 1e-13).
-    """
-    allowed = 10 * len(values) * float(np.finfo(stored).eps) * scale
+    largest = float(values.max(initial=0.0))
+    allowed = 10 * len(values) * float(np.finfo(np.asarray(covariance).dtype).eps) * largest
     if values.min(initial=0.0) < -allowed:
         raise Fault(
             f"Fréchet distance: a covariance has the eigenvalue {values.min():.3g}, rounding explains no more than "
             f"{-allowed:.3g}; it is no covariance: make its statistics again"
         )
-    positive = values > len(values) * float(np.finfo(np.float64).eps) * values.max(initial=0.0)
-    return positive, float(np.sqrt(-values[values < 0]).sum())
+    kept = values > len(values) * float(np.finfo(np.float64).eps) * largest
+    return CovarianceRoot(vectors[:, kept] * np.sqrt(values[kept]), float(np.sqrt(-values[values < 0]).sum()))
 
 
 def _require_finite(numbers: Array, what: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drifting_core.data import draws
-from drifting_core.evaluation.statistics import Array, Moments, covariance_root, frechet, moments_of
+from drifting_core.evaluation.statistics import Array, Moments, covariance_root, moments_of, quick_frechet
 
 NORMAL_95 = 1.96  # half of a 95% interval, in standard errors
 
@@ -105,7 +105,6 @@ def _distance_to(reference: Moments) -> Callable[[NDArray[Any]], float]:
     root = covariance_root(reference.covariance)
 
     def of(features: NDArray[Any]) -> float:
-        own = moments_of(features)
-        return frechet(reference.mean, reference.covariance, own.mean, own.covariance, root).distance
+        return quick_frechet(reference, root, moments_of(features))
 
     return of

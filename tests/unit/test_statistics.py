@@ -120,8 +120,8 @@ def test_rank_deficient_and_constant_features_are_measured():
     assert distance(constant, few).distance == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("rows", [20, 63, 200])
-def test_fewer_rows_than_features_give_the_exact_distance(rows):
+@pytest.mark.parametrize("rows", [20, 63, 200, 257, 400])
+def test_the_distance_is_exact_whether_or_not_rows_are_fewer_than_features(rows):
     """Of singular values, which need no root of a covariance: most eigenvalues of these are rounding, and no distance."""
     a, b = (np.exp(features(rows, width=256)), 0.8 * np.exp(features(rows, width=256)[::-1] + 0.1))
     centred = [part - part.mean(axis=0) for part in (a, b)]

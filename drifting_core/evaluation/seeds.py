@@ -57,7 +57,7 @@ def _row(seed: int, claim: MetricsTable) -> dict[str, Any]:
     """Step and guidance that this run's recommendation chose, and its numbers: means over the claim's sampling seeds."""
     first = claim.rows[0]
     chosen = {"training_seed": seed, "step": first["step"], "alpha": first["alpha"]}
-    return chosen | {name: _mean([row[name] for row in claim.rows]) for name in NUMBERS}
+    return chosen | {name: _mean([row.get(name) for row in claim.rows]) for name in NUMBERS}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -72,7 +72,12 @@ def _spread(values: Sequence[float]) -> Spread:
 def page(table: SeedsTable) -> str:
     """The table in Markdown."""
     names = [name for name in NUMBERS if name in table.spread]
-    titles = {"distance": table.distance_name, "score": table.score_name}
+    titles = {
+        "distance": table.distance_name,
+        "distance_infinite": f"{table.distance_name}, infinitely many images",
+        "kernel_distance": table.contract.kernel_name,
+        "score": table.score_name,
+    }
     head = ["training seed", "step", "alpha", *(titles.get(name, name.replace("_", " ")) for name in names)]
     lines = [
         [str(row["training_seed"]), str(row["step"]), f"{row['alpha']:g}", *(f"{row[name]:.4g}" for name in names)]

@@ -113,7 +113,8 @@ def _unlike(table: MetricsTable) -> str:
     how = table.contract
     if how.uses_fid_network:
         return f"ours compares with {how.reference_images:,} {how.reference_split} images"
-    return f"ours is seen through {'Inception with other weights' if how.network == 'inception' else how.network}"
+    network = "Inception with other weights" if how.network == "inception" else f"another network ({how.network})"
+    return f"ours is seen through {network}"
 
 
 def _ours(table: MetricsTable, sources: Sources) -> Sequence[Inline]:

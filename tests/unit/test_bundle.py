@@ -325,8 +325,8 @@ def test_reported_numbers_beside_something_else_are_marked_as_not_comparable(tmp
     text, _ = imported(tmp_path / "results", "released:ablation@0123abcd")
     ours, paper, release = beside(text)
     assert ours.startswith("| this claim | 1.5 | 1,000 | [FD 10.1 ± 0.1](")
-    assert paper.endswith("| FID 8.46 | - | not comparable: ours is seen through classifier |")
-    assert release.endswith("| FID 8.49 | IS 144 | not comparable: ours is seen through classifier |")
+    assert paper.endswith("| FID 8.46 | - | not comparable: ours is seen through another network (classifier) |")
+    assert release.endswith("| FID 8.49 | IS 144 | not comparable: ours is seen through another network (classifier) |")
 
 
 def test_nothing_is_reported_for_weights_of_a_folder(tmp_path):

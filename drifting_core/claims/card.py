@@ -171,8 +171,8 @@ def _reading_of_claim(table: MetricsTable) -> list[Inline]:
         items.append(f"The 95% interval is {name} ∓ 1.96 standard errors: of drawing other noise for the same network.")
     if "distance_infinite" in shown:
         items.append(
-            f"{name} for infinitely many images is where a line in 1/N through subsets of {how.extrapolation} sizes ends "
-            "(Chong & Forsyth 2020); it takes most of the bias of a finite sample away, and is not what others report."
+            f"{name}∞ is the distance of infinitely many images: where a line in 1/N through subsets of {how.extrapolation} "
+            "sizes ends (Chong & Forsyth 2020); it takes most of the bias of a finite sample away, and is not what others report."
         )
     if "kernel_distance" in shown:
         items.append(
@@ -402,7 +402,7 @@ def columns(table: MetricsTable, *, full: bool = False) -> list[Column]:
             f"{name}, 95% interval", "distance_low", lambda row: f"{row['distance_low']:.4g} to {row['distance_high']:.4g}"
         ),
         Column(
-            f"{name}, infinitely many images",
+            f"{name}∞",
             "distance_infinite",
             lambda row: f"{row['distance_infinite']:.4g} ± {row['distance_infinite_error']:.2g}",
         ),

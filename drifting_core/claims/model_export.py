@@ -122,6 +122,6 @@ def _card(export: Export, table: MetricsTable, alpha: float, names: Sequence[str
         pages.Heading(2, "Measured"),
         card.plain_metrics(table),
         pages.Paragraph(f"{explain_name(table.contract)} Evaluation contract {table.contract_hash[:16]}."),
-        pages.Heading(2, "Not for"),
-        pages.Paragraph(card.USE),
+        pages.Heading(2, "Intended use"),
+        pages.Paragraph(card.USE.removeprefix("Use: ").capitalize()),
     ]

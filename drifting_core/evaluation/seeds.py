@@ -74,7 +74,7 @@ def page(table: SeedsTable) -> str:
     names = [name for name in NUMBERS if name in table.spread]
     titles = {
         "distance": table.distance_name,
-        "distance_infinite": f"{table.distance_name}, infinitely many images",
+        "distance_infinite": f"{table.distance_name}∞",
         "kernel_distance": table.contract.kernel_name,
         "score": table.score_name,
     }

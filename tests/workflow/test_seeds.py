@@ -59,7 +59,7 @@ def test_the_table_of_a_finished_run_is_made_without_training(walk: Walk, tmp_pa
     table.verify(path.parent)
     [claim] = (site.folder / "results/runs").glob("*/tables/claim.json")
     assert table.rows[0]["distance"] == json.loads(claim.read_text())["rows"][0]["distance"]
-    assert "| FD | FD, infinitely many images | KD | DS |" in (path.parent / "table.md").read_text()
+    assert "| FD | FD∞ | KD | DS |" in (path.parent / "table.md").read_text()
     # By its name from another configuration, as long as no known one compares these seeds: one message.
     asked = site.snakemake("-n", "results/seeds/tiny-01234567/table.json")
     assert asked.returncode != 0

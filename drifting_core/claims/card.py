@@ -29,7 +29,7 @@ RECORDS = {  # what a training leaves for readers, and what that is
     "latent_summary.json": "the training latents in short",
 }
 USE = (
-    "Use: study of the method and of this pipeline. Images carry what their training images carry, bias included. Not for "
+    "Study of the method and of this pipeline. Images carry what their training images carry, bias included. Not for "
     "deciding anything about people."
 )
 
@@ -172,7 +172,7 @@ def _reading_of_claim(table: MetricsTable) -> list[Inline]:
     if "distance_infinite" in shown:
         items.append(
             f"{name}∞ is the distance of infinitely many images: where a line in 1/N through subsets of {how.extrapolation} "
-            "sizes ends (Chong & Forsyth 2020); it takes most of the bias of a finite sample away, and is not what others report."
+            "sizes ends (Chong & Forsyth 2020). It takes most of a finite sample's bias away, and is not what others report."
         )
     if "kernel_distance" in shown:
         items.append(
@@ -313,7 +313,7 @@ def _model_card(sources: Sources, values: Mapping[str, Any]) -> list[Block]:
                 _training(sources, values["training"]),
                 f"Tokenizer: {tokenizer.source}; {tokenizer.channels} channels, factor {tokenizer.factor}{psnr}.",
                 f"Features of the evaluation: {network.network}, {network.dimensions} numbers, {network.resize}.",
-                USE,
+                f"Use: {USE}",
                 *_limits(sources),
             ]
         ),

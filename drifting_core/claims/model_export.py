@@ -123,5 +123,5 @@ def _card(export: Export, table: MetricsTable, alpha: float, names: Sequence[str
         card.plain_metrics(table),
         pages.Paragraph(f"{explain_name(table.contract)} Evaluation contract {table.contract_hash[:16]}."),
         pages.Heading(2, "Intended use"),
-        pages.Paragraph(card.USE.removeprefix("Use: ").capitalize()),
+        pages.Paragraph(card.USE),
     ]

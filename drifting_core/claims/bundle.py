@@ -54,7 +54,7 @@ def make_bundle(
     values |= {name: section.model_dump(mode="json") for name, section in typed.items()}
     (folder / DONE).unlink(missing_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    written = _write(folder, {**contents(sources, values, run), **_as_it_ran(sources, results, run)})
+    written = _write(folder, {**contents(sources, values, run, code=code_version()), **_as_it_ran(sources, results, run)})
     for stale in set(files_of(folder)) - set(written):
         (folder / stale).unlink()
     Bundle(
@@ -90,14 +90,19 @@ def _as_it_ran(sources: Sources, results: Path, run: str) -> dict[str, bytes]:
 
 
 def contents(
-    sources: Sources, values: Mapping[str, Any], run: str, shown: Mapping[str, bytes] | None = None
+    sources: Sources,
+    values: Mapping[str, Any],
+    run: str,
+    *,
+    code: str,
+    shown: Mapping[str, bytes] | None = None,
 ) -> dict[str, bytes]:
     """Every file of the bundle, by its place, that follows from its artifacts: a function of them and of this code.
 
-    `shown`: the pictures that the report embeds, by default those that are drawn.
+    `code`: the version that makes, or made, it. `shown`: the pictures that the report embeds, by default those that are drawn.
     """
     made = {source.place: source.path.read_bytes() for source in sources.all}
-    training, nodes = _training(sources), sources.graph()
+    training, nodes = _training(sources, code), sources.graph()
     if training is not None:
         made[card.TRAINING] = _json(training.model_dump(mode="json"))
         nodes.append(_training_node(training, made[card.TRAINING]))
@@ -128,7 +133,7 @@ def _csv(table: MetricsTable) -> bytes:
     return held.getvalue().encode()
 
 
-def _training(sources: Sources) -> TrainingCurve | None:
+def _training(sources: Sources, code: str) -> TrainingCurve | None:
     """What the training logged, from beside the run's configuration, up to the last evaluation of the curve.
 
     metrics.jsonl is no input of the job: it grows while later slices train, which must not make a bundle again.
@@ -139,7 +144,7 @@ def _training(sources: Sources) -> TrainingCurve | None:
     if not (runs[0] / progress.METRICS).is_file():
         log.warning("%s: missing, so the bundle shows evaluations only", runs[0] / progress.METRICS)
         return None
-    return progress.read_training(runs[0], sources.tables["curve"].rows[-1]["step"])
+    return progress.read_training(runs[0], sources.tables["curve"].rows[-1]["step"], code)
 
 
 def _training_node(training: TrainingCurve, content: bytes) -> ProvenanceNode:

@@ -65,7 +65,8 @@ def _originals(folder: Path, bundle: Bundle, results: Path) -> Sources:
 def _compare(folder: Path, sources: Sources, bundle: Bundle) -> None:
     """Write the bundle again, in memory: words byte for byte, figures by their pixels."""
     pictures = {place: (folder / place).read_bytes() for place in bundle.files if place.endswith(".png")}
-    for place, content in contents(sources, bundle.configuration_values, bundle.run, shown=pictures).items():
+    made = contents(sources, bundle.configuration_values, bundle.run, code=bundle.code, shown=pictures)
+    for place, content in made.items():
         equal = _look_alike(content, pictures[place]) if place in pictures else content == (folder / place).read_bytes()
         if not equal:
             other = "" if bundle.code == code_version() else f" (made by version {bundle.code}, this is {code_version()})"

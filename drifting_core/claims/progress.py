@@ -35,8 +35,8 @@ def caption(table: MetricsTable, training: TrainingCurve | None) -> str:
     )
 
 
-def read_training(run: Path, until: int | None = None) -> TrainingCurve:
-    """What the training of `run` logged, up to step `until`. Raises Fault where that is nothing, or no JSON."""
+def read_training(run: Path, until: int | None = None, code: str = "") -> TrainingCurve:
+    """What the training of `run` logged, up to step `until`; `code`: the version that reads it, by default this. Raises Fault where that is nothing, or no JSON."""
     path, read, rows = run / METRICS, hashlib.sha256(), []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else [], start=1):
         if not line.endswith(b"\n"):
@@ -53,7 +53,7 @@ def read_training(run: Path, until: int | None = None) -> TrainingCurve:
         raise Fault(f"{path}: holds no line{f' up to step {until}' if until else ''}; train on, or move the file away")
     return TrainingCurve(
         configuration=RunRecord.read(run / "config.json").configuration,
-        code=code_version(),
+        code=code or code_version(),
         inputs={"metrics": read.hexdigest()},
         rows=rows,
     )

@@ -42,12 +42,22 @@ def site(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> Site:
 @pytest.fixture(scope="module")
 def released(site: Site) -> tuple[Site, str]:
     """The claim of the published generator."""
-    preset = site.configure("released.yaml", name="released", **(GENERATOR | {"generator.source": "released:latent_L_sota"}))
+    changes = {"generator.source": "released:latent_L_sota", "tokenizer": at_their_scale(site)}
+    preset = site.configure("released.yaml", name="released", **(GENERATOR | changes))
     plant(site, published.download("latent_L_sota"), GOLDEN / "generator")
     done = site.snakemake(TARGET, config="released.yaml")
     assert done.returncode == 0, done.stdout
     assert not [rule for rule in TRAINS if f"rule {rule}:" in done.stdout], done.stdout
     return site, settings.load_file(preset).key("run")
+
+
+def at_their_scale(site: Site) -> dict[str, Any]:
+    """The tiny run's tokenizer as one that latents of published weights could be of, which the import checks."""
+    [trained] = (site.folder / "results/tokenizer").glob("*/vae")
+    shutil.copytree(trained, site.folder / "vae")
+    described = json.loads((trained / "config.json").read_text())
+    (site.folder / "vae/config.json").write_text(json.dumps(described | {"scaling_factor": published.SCALING_FACTOR}))
+    return {"source": "folder", "folder": "vae", "factor": 2, "channels": 4}
 
 
 def plant(site: Site, wanted: published.Download, network: Path) -> None:

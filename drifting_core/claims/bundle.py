@@ -99,7 +99,7 @@ def contents(
 ) -> dict[str, bytes]:
     """Every file of the bundle, by its place, that follows from its artifacts: a function of them and of this code.
 
-    `code`: the version that makes, or made, it. `shown`: the pictures that the report embeds, by default those that are drawn.
+    `code`: the version that makes, or made, it. `shown`: the pictures that the report embeds, by default those drawn.
     """
     made = {source.place: source.path.read_bytes() for source in sources.all}
     training, nodes = _training(sources, code), sources.graph()

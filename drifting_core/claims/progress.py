@@ -36,7 +36,10 @@ def caption(table: MetricsTable, training: TrainingCurve | None) -> str:
 
 
 def read_training(run: Path, until: int | None = None, code: str = "") -> TrainingCurve:
-    """What the training of `run` logged, up to step `until`; `code`: the version that reads it, by default this. Raises Fault where that is nothing, or no JSON."""
+    """What the training of `run` logged, up to step `until`. Raises Fault where that is nothing, or no JSON.
+
+    `code`: the version that reads it, by default this one.
+    """
     path, read, rows = run / METRICS, hashlib.sha256(), []
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.is_file() else [], start=1):
         if not line.endswith(b"\n"):

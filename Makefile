@@ -53,7 +53,7 @@ benchmark-training: $(READY) ## a generator's step: rate, where its time goes, w
 benchmark-data: $(READY) ## the data path: index, gathers, images by offset (tables of docs/performance.md; 6 minutes, 3 GB)
 	$(BIN)/python -m tests.benchmarks.data
 
-benchmark-evaluation: $(READY) ## Frechet distance, images a second, the neighbour search (tables of docs/performance.md; 5 minutes)
+benchmark-evaluation: $(READY) ## Frechet distance, images a second, the neighbour search (tables of docs/performance.md; 2 minutes)
 	$(BIN)/python -m tests.benchmarks.evaluation
 
 parity: $(READY) ## FID, IS, KID, precision and recall beside torch-fidelity's, in an environment of its own (.venv-parity)

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from drifting_core import config as settings
 from drifting_core import plan
-from drifting_core.evaluation import neighbours, sampler, statistics, uncertainty
+from drifting_core.evaluation import sampler, search, statistics, uncertainty
 from drifting_core.evaluation.classifier import SmallClassifier
 from drifting_core.evaluation.contract import to_uint8
 from drifting_core.evaluation.inception import InceptionV3
+from drifting_core.evaluation.reference import cache_blocks
 from drifting_core.models.generator import Generator
 from drifting_core.models.tokenizer_making import small_autoencoder
 from drifting_core.training.generator import architecture
@@ -89,7 +90,7 @@ def frechet_table(rows: int) -> str:
     ours, expected = next(iter(found.values()))[0], found["`scipy.linalg.sqrtm(s1 @ s2)`"][1]
     lines = [
         f"Fréchet distance of {rows:,} x {DIMENSIONS:,} features each side (moments: {moments_seconds:.2f} s a side).", "",
-        "| | s | ours is so many times faster | distance, relative to scipy's |", "|---|---|---|---|",
+        "| | s | ours is the faster by | distance, relative to scipy's |", "|---|---|---|---|",
     ]  # fmt: skip
     for name, (seconds, distance) in found.items():
         lines.append(f"| {name} | {seconds:.1f} | {seconds / ours:.2g} | {distance / expected - 1:+.1e} |")
@@ -216,14 +217,15 @@ def neighbour_rate(queries: int, known: int, on: torch.device, scratch: Path) ->
     path = scratch / "cache.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("features", data=rng.normal(size=(known, DIMENSIONS)).astype("f4"), chunks=(256, DIMENSIONS))
-        file["labels"], file["rows"] = np.zeros(known, np.int64), np.arange(known)
+        file["labels"], file["rows"] = np.arange(known) % 1000, np.arange(known)
     wanted = rng.normal(size=(queries, DIMENSIONS)).astype(np.float32)
-    seconds, _ = timed(lambda: neighbours.nearest(wanted, path, 10, on), 2)
+    labels = np.arange(queries) % 1000
+    seconds, _ = timed(lambda: search.nearest(wanted, labels, cache_blocks(path), 10, on, "the benchmark"), 2)
     rate, pairs = queries * known / seconds, CLAIM * TRAINING_IMAGES
     device = torch.cuda.get_device_name() if on.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return (
-        f"Neighbour search, {queries:,} x {known:,} x {DIMENSIONS:,}, float64, {device}: {seconds:.2f} s, {rate / 1e6:.3g} "
-        f"million pairs/s ({2 * DIMENSIONS * rate / 1e9:.3g} GFLOP/s). {CLAIM:,} x {TRAINING_IMAGES:,} at that rate: "
+        f"Neighbour search, {queries:,} x {known:,} x {DIMENSIONS:,}, any and same class, {device}: {seconds:.2f} s, "
+        f"{rate / 1e6:.3g} million pairs/s ({2 * DIMENSIONS * rate / 1e9:.3g} GFLOP/s). {CLAIM:,} x {TRAINING_IMAGES:,} at that rate: "
         f"{pairs / rate / 3600:.3g} h; the 1,000 of a preset's audit: {1000 * TRAINING_IMAGES / rate / 60:.3g} min."
     )
 
@@ -246,7 +248,7 @@ def main() -> None:
         else:
             print(computed(full), "\n", flush=True)
         for on in (cpu, *([torch.device("cuda")] if torch.cuda.is_available() else [])):
-            print(neighbour_rate(1024, 32_768, on, folder), "\n", flush=True)
+            print(neighbour_rate(8192, 32_768, on, folder), "\n", flush=True)
         print(numbers_table(arguments.rows), "\n", flush=True)
         print(frechet_table(arguments.rows))
 

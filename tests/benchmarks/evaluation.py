@@ -225,8 +225,8 @@ def neighbour_rate(queries: int, known: int, on: torch.device, scratch: Path) ->
     device = torch.cuda.get_device_name() if on.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
     return (
         f"Neighbour search, {queries:,} x {known:,} x {DIMENSIONS:,}, any and same class, {device}: {seconds:.2f} s, "
-        f"{rate / 1e6:.3g} million pairs/s ({2 * DIMENSIONS * rate / 1e9:.3g} GFLOP/s). {CLAIM:,} x {TRAINING_IMAGES:,} at that rate: "
-        f"{pairs / rate / 3600:.3g} h; the 1,000 of a preset's audit: {1000 * TRAINING_IMAGES / rate / 60:.3g} min."
+        f"{rate / 1e6:.3g} million pairs/s ({2 * DIMENSIONS * rate / 1e9:.3g} GFLOP/s). {CLAIM:,} x {TRAINING_IMAGES:,} at "
+        f"that rate: {pairs / rate / 3600:.3g} h; a preset's 1,000: {1000 * TRAINING_IMAGES / rate / 60:.3g} min."
     )
 
 

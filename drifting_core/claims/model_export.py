@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from drifting_core import published
 from drifting_core.artifacts import (
@@ -31,7 +32,7 @@ from drifting_core.faults import Fault
 from drifting_core.models import exports, generator, pipeline, tokenizer
 from drifting_core.provenance import code_version
 
-_CODE = (pipeline, generator, draws)
+_CODE: tuple[ModuleType, ...] = (pipeline, generator, draws)
 _CARD = "README.md"
 
 
@@ -44,11 +45,8 @@ def export_model(
     not of one another.
     """
     chosen, alpha = recommended_export(recommendation, list(candidates))
-    export, held, table = (
-        exports.read_export(chosen, "generator"),
-        TokenizerManifest.read(tokenizer_path),
-        MetricsTable.read(claim),
-    )
+    export, table = exports.read_export(chosen, "generator"), MetricsTable.read(claim)
+    held = TokenizerManifest.read(tokenizer_path)
     if export.latents.tokenizer_sha256 != held.weights_sha256:
         raise Fault(
             f"{chosen}: latents of the tokenizer {export.latents.tokenizer_sha256[:16]}…, {tokenizer_path} has "
@@ -63,11 +61,13 @@ def export_model(
         check_file(folder / pipeline.AUTOENCODER / name, held.files[f"{held.folder}/{name}"])
     for module in _CODE:
         publish_text(folder / f"{_name(module)}.py", alone(Path(str(module.__file__)).read_text()))
-    described = {"generator": export.architecture, "alpha": alpha, "step": export.step, "class_names": names}
+    described = {
+        "generator": export.architecture, "alpha": alpha, "precision": table.contract.sampling_precision,
+        "step": export.step, "class_names": names,
+    }  # fmt: skip
     publish_text(folder / pipeline.CONFIG, json.dumps(described, indent=1) + "\n")
-    publish_text(
-        folder / _CARD, pages.markdown(_card(export, table, alpha, names, export.architecture["input_size"] * held.factor))
-    )
+    words = _card(export, table, alpha, names, export.architecture["input_size"] * held.factor)
+    publish_text(folder / _CARD, pages.markdown(words))
     made = [pipeline.WEIGHTS, pipeline.CONFIG, _CARD, *(f"{_name(module)}.py" for module in _CODE)]
     ModelExport(
         configuration=export.configuration,
@@ -80,8 +80,8 @@ def export_model(
     ).write(output)
 
 
-def _name(module: object) -> str:
-    return str(getattr(module, "__name__", "")).rsplit(".", 1)[-1]
+def _name(module: ModuleType) -> str:
+    return module.__name__.rsplit(".", 1)[-1]
 
 
 def alone(text: str) -> str:

@@ -27,18 +27,27 @@ from torch import Tensor
 
 from drifting_core.models.generator import Generator, sample_inputs
 
+Precision = Literal["float32", "bfloat16"]
 CONFIG, WEIGHTS, AUTOENCODER = "config.json", "generator.safetensors", "vae"
 
 
 class DriftingPipeline:
     """One network evaluation and one decoder call per picture.
 
-    `generator`; `vae`: a diffusers AutoencoderKL; `alpha`: guidance strength where a call names none; `class_names`: what
-    the labels mean, as far as it is known.
+    `generator`; `vae`: a diffusers AutoencoderKL; `alpha` and `precision`: guidance strength and number format of the
+    generator's activations where a call names none; `class_names`: what the labels mean, as far as it is known.
     """
 
-    def __init__(self, generator: Generator, vae: Any, alpha: float = 1.0, class_names: Sequence[str] = ()) -> None:
-        self.generator, self.vae, self.alpha, self.class_names = generator, vae, alpha, list(class_names)
+    def __init__(
+        self,
+        generator: Generator,
+        vae: Any,
+        alpha: float = 1.0,
+        precision: Precision = "float32",
+        class_names: Sequence[str] = (),
+    ) -> None:
+        self.generator, self.vae, self.alpha, self.precision = generator, vae, alpha, precision
+        self.class_names = list(class_names)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> DriftingPipeline:
@@ -50,7 +59,7 @@ class DriftingPipeline:
         quiet = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
         vae = AutoencoderKL.from_pretrained(Path(folder) / AUTOENCODER, **quiet)
         generator, vae = (part.to(device).eval().requires_grad_(False) for part in (generator, vae))
-        return cls(generator, vae, described["alpha"], described["class_names"])
+        return cls(generator, vae, described["alpha"], described["precision"], described["class_names"])
 
     @torch.inference_mode()
     def __call__(
@@ -60,26 +69,25 @@ class DriftingPipeline:
         *,
         seed: int = 0,
         batch: int = 16,
-        precision: Literal["float32", "bfloat16"] = "float32",
+        precision: Precision | None = None,
     ) -> list[Image.Image]:
         """One picture per label; picture i is a function of (seed, i, label, alpha), up to rounding.
 
-        `labels`: class indices. `alpha`: guidance strength, 1 or more; by default the one that the claim reports.
-        `precision`: of the generator's activations. Raises ValueError for labels that the generator does not know and for
-        latents that are not finite.
+        `labels`: class indices. `alpha`: guidance strength, 1 or more; it and `precision` by default as in the claim.
+        Raises ValueError for labels that the generator does not know and for latents that are not finite.
         """
         classes = self.generator.class_embedding.num_embeddings
         outside = [label for label in labels if not 0 <= label < classes]
         if outside:
             raise ValueError(f"labels are 0 to {classes - 1}, found {outside}")
-        pictures = []
+        strength, pictures = self.alpha if alpha is None else alpha, []
         for first in range(0, len(labels), batch):
             given = torch.tensor(labels[first : first + batch])
-            latents = self.latents(given, self.alpha if alpha is None else alpha, seed, first, precision)
+            latents = self.latents(given, strength, seed, first, precision or self.precision)
             pictures += [Image.fromarray(pixels) for pixels in self.decode(latents).permute(0, 2, 3, 1).cpu().numpy()]
         return pictures
 
-    def latents(self, labels: Tensor, alpha: float, seed: int, first: int, precision: str) -> Tensor:
+    def latents(self, labels: Tensor, alpha: float, seed: int, first: int, precision: Precision) -> Tensor:
         """Scaled latents (B, C, H, W), float32, of samples first, first + 1, ... with these labels (B,)."""
         device = self.generator.class_embedding.weight.device
         rows = torch.arange(first, first + len(labels), device=device)

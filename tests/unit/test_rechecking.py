@@ -11,13 +11,25 @@ import numpy as np
 import pytest
 import torch
 
+from drifting_core import config
 from drifting_core.artifacts import Metrics, records
 from drifting_core.claims.progress import read_grid
+from drifting_core.evaluation import sampler
 from drifting_core.evaluation.grid import GRID
 from drifting_core.evaluation.measuring import FEATURES, read_features
 from drifting_core.evaluation.rechecking import look_again, recompute
 from drifting_core.faults import Fault
-from tests.unit.whole_evaluation import BATCH, SAMPLES, Parts, write_evaluation, write_network, write_parts, write_reference
+from tests.unit.latent_samples import HASH
+from tests.unit.whole_evaluation import (
+    BATCH,
+    CPU,
+    SAMPLES,
+    Parts,
+    write_evaluation,
+    write_network,
+    write_parts,
+    write_reference,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +59,19 @@ def accept(metrics: Path) -> None:
     made = Metrics.read(metrics)
     made.files |= records(metrics.parent, [FEATURES])
     made.write(metrics)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_numbers_do_not_depend_on_how_many_processes_sampled(whole: Path, parts: Parts, tmp_path: Path, ranks: int) -> None:
+    wanted = sampler.SampleSet(
+        tmp_path / "manifest.json", parts.samples.parent / "exports/step_5/metadata.json", config.Sampling(compute_batch=10),
+        alpha=1.5, seed=3, count=SAMPLES, configuration=HASH,
+    )  # fmt: skip
+    for rank in reversed(range(ranks)):
+        sampler.write_batches(wanted, CPU, rank=rank, size=ranks)
+    sampler.assemble(wanted)
+    made = write_evaluation(tmp_path / "eval/metrics.json", parts._replace(samples=wanted.manifest))
+    assert made.read_bytes() == whole.read_bytes()
 
 
 def test_every_number_comes_from_the_stored_features(metrics: Path, parts: Parts) -> None:

@@ -102,7 +102,11 @@ def test_a_number_that_its_features_do_not_give_is_found(copied: Path) -> None:
     results = copied.parents[1]
     source = results / "runs" / copied.name / "claim/seed_1000/metrics.json"
     held = json.loads(source.read_text())
-    for name, wrong in (("distance", held["distance"] / 2), ("kernel_distance", 0.0), ("precision", 1.0)):
+    edits = {
+        "distance": held["distance"] / 2, "distance_error": held["distance_error"] / 2, "kernel_distance": 0.0,
+        "kernel_distance_std": None, "precision": 1.0,
+    }  # fmt: skip
+    for name, wrong in edits.items():
         before = source.read_text()
         source.write_text(json.dumps(held | {name: wrong}, indent=1, sort_keys=True) + "\n")
         with pytest.raises(Fault, match=f"{name} is .*, its features give"):

@@ -23,7 +23,7 @@ from drifting_core.evaluation.sampler import read_samples
 from drifting_core.faults import Fault
 from drifting_core.models.tokenizer import Tokenizer
 from tests.unit.evaluation_samples import forge
-from tests.workflow.conftest import TARGET, Walk
+from tests.workflow.conftest import TARGET, Site, Walk
 
 pytestmark = pytest.mark.workflow
 
@@ -44,11 +44,17 @@ def test_all_jobs_behind_a_claim_ended_with_0(walk: Walk) -> None:
 
 
 @pytest.fixture(scope="module")
-def copied(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the results, free to be damaged (and mended); the bundle's folder in it."""
-    results = tmp_path_factory.mktemp("copied") / "results"
-    shutil.copytree(walk.site.folder / "results", results)
-    return results / "bundles" / run_of(walk).name
+def site(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A copy of the folder, so that what is made or damaged here is not there for other tests."""
+    copy = Site(tmp_path_factory.mktemp("copied").resolve() / "site")
+    shutil.copytree(walk.site.folder, copy.folder, symlinks=True)
+    return copy
+
+
+@pytest.fixture
+def copied(walk: Walk, site: Site) -> Path:
+    """The copy's bundle."""
+    return site.folder / "results/bundles" / run_of(walk).name
 
 
 @contextlib.contextmanager
@@ -114,9 +120,9 @@ def test_a_number_that_its_features_do_not_give_is_found(copied: Path) -> None:
         source.write_text(before)
 
 
-def test_a_model_makes_the_claims_pictures_without_this_project(walk: Walk, tmp_path: Path) -> None:
-    run = run_of(walk)
-    made = walk.site.snakemake("model")
+def test_a_model_makes_the_claims_pictures_without_this_project(walk: Walk, site: Site, tmp_path: Path) -> None:
+    run = site.folder / "results/runs" / run_of(walk).name
+    made = site.snakemake("model")
     assert made.returncode == 0, made.stdout
     samples, latents, labels = read_samples(run / "claim/seed_1000/samples/manifest.json")
     code = f"""
@@ -133,7 +139,7 @@ print(sorted(name for name in sys.modules if name.startswith(("drifting", "snake
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("['drifting_core']"), done.stdout
-    [tokenizer] = (walk.site.folder / "results/tokenizer").glob("*/manifest.json")
+    [tokenizer] = (site.folder / "results/tokenizer").glob("*/manifest.json")
     with torch.inference_mode():
         expected = to_uint8(Tokenizer.of(tokenizer).decode(latents[:20]), "truncate").permute(0, 2, 3, 1).numpy()
     for i in range(20):
@@ -146,10 +152,10 @@ print(sorted(name for name in sys.modules if name.startswith(("drifting", "snake
     assert set(json.loads((run / "model/manifest.json").read_text())["files"]) >= {"pipeline.py", "generator.safetensors"}
 
 
-def test_the_report_is_one_file_with_the_bundles_pictures_tables_and_captions(walk: Walk) -> None:
-    done = walk.site.snakemake(TARGET, "--report", "report.html", profile=False)
+def test_the_report_is_one_file_with_the_bundles_pictures_tables_and_captions(site: Site) -> None:
+    done = site.snakemake(TARGET, "--report", "report.html", profile=False)
     assert done.returncode == 0, done.stdout
-    text = (walk.site.folder / "report.html").read_text()
+    text = (site.folder / "report.html").read_text()
     for name in ("claim_grid.png", "alpha_sweep.png", "alpha_strip.png", "claim.csv", "last_k.csv", "report.html"):
         assert name in text, name
     for caption in ("the first of each class, unselected", "Equal noise and labels under each guidance strength"):

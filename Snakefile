@@ -4,14 +4,17 @@ from snakemake.utils import min_version
 
 min_version("9.14")
 
+# Of the checkout, also where workflow/Snakefile includes this file.
+ROOT = str(workflow.current_basedir)
+
 
 if not workflow.overwrite_configfiles:
 
-    configfile: f"{workflow.basedir}/config/demo.yaml"
+    configfile: f"{ROOT}/config/demo.yaml"
 
 
 # For --sdm apptainer alone; envs/README.md says how it is built.
-container: f"{workflow.basedir}/envs/drifting.sif"
+container: f"{ROOT}/envs/drifting.sif"
 
 
 # The first page of `snakemake --report`.

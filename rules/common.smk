@@ -22,7 +22,7 @@ RESULTS = ACTIVE.results
 LOGS = f"{RESULTS}/logs"
 
 # Every cluster job parses this file, so its shell command finds the same environment there.
-LAYOUT.set_environment(workflow.basedir)
+LAYOUT.set_environment(ROOT)
 
 
 # Values of the profile that the rules turn into what Snakemake's plugin understands.

@@ -1,4 +1,5 @@
-"""Write the generated pages (`make docs`): config/schema.json, docs/configuration.md, and the costs in docs/imagenet.md.
+"""Write what is generated (`make docs`): config/schema.json, docs/configuration.md, the costs in docs/imagenet.md, and
+the graph of imports in docs/architecture.md with its picture.
 
 Example: python workflow_scripts/write_configuration_reference.py
 """
@@ -8,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from drifting_core import module_graph
 from drifting_core.artifacts import publish_text
-from drifting_core.configuration_reference import imagenet_page, page, schema
+from drifting_core.configuration_reference import architecture_page, imagenet_page, page, schema
 from drifting_core.jobs import parser, run, start
 
 
@@ -22,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     publish_text(arguments.root / "docs/configuration.md", page())
     imagenet = arguments.root / "docs/imagenet.md"
     publish_text(imagenet, imagenet_page(imagenet.read_text(), arguments.root / "config/ablation.yaml"))
+    architecture = arguments.root / "docs/architecture.md"
+    publish_text(architecture, architecture_page(architecture.read_text(), arguments.root))
+    module_graph.draw(arguments.root, arguments.root / "docs/pictures/modules.png")
 
 
 if __name__ == "__main__":

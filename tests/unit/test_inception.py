@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +102,19 @@ def test_every_difference_is_named_at_once(tmp_path: Path, state: dict[str, torc
     assert "missing fc.bias" in message
     assert "unexpected AuxLogits.fc.weight" in message
     assert "fc.weight is (1000, 2048), expected (1008, 2048)" in message
+
+
+def test_a_pickle_in_place_of_weights_runs_nothing(tmp_path: Path) -> None:
+    class Exploit:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "sentinel",)
+
+    torch.save({"fc.bias": Exploit()}, tmp_path / "weights.pth")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        InceptionV3(tmp_path / "weights.pth")
+    assert not (tmp_path / "sentinel").exists()
+    torch.load(tmp_path / "weights.pth", weights_only=False)
+    assert (tmp_path / "sentinel").exists(), "the exploit would have worked"
 
 
 def test_only_uint8_rgb(network: InceptionV3) -> None:

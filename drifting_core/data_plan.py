@@ -46,9 +46,13 @@ def _shard_seconds(config: Configuration, rates: dict[str, Any], images: float) 
 
 def latent_bytes(config: Configuration) -> float:
     """Bytes of both splits' latents."""
+    images = config.data.expected.train_images + config.data.expected.val_images
+    return images * config.data.latents.views * _latent_bytes(config)
+
+
+def _latent_bytes(config: Configuration) -> int:
     number = {"float16": 2, "float32": 4}[config.data.latents.dtype]
-    latent = config.tokenizer.channels * config.latent_size**2 * number
-    return (config.data.expected.train_images + config.data.expected.val_images) * config.data.latents.views * latent
+    return config.tokenizer.channels * config.latent_size**2 * number
 
 
 def files(config: Configuration) -> int:
@@ -64,8 +68,7 @@ def stages(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] =
     shard, limit = _shard_seconds(config, rates, expected.train_images / latents.shards_train)
     val, _ = _shard_seconds(config, rates, expected.val_images / latents.shards_val)
     work = latents.shards_train * shard + latents.shards_val * val
-    # A page of each training image, many at a time, and of each validation image, one after the other.
-    pages = expected.train_images / READERS + expected.val_images
+    pages = _pages(config)
     latency = _rate(rates, "seconds_per_page")
     encode = [max(work / count, shard * math.ceil(latents.shards_train / count)) / 3600 for count in gpus]
     verify = latent_bytes(config) / _rate(rates, "verified_bytes_per_second") / 3600
@@ -76,6 +79,26 @@ def stages(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] =
         Stage(f"encode, {latents.shards_train} + {latents.shards_val} jobs", encode, limit),
         Stage("verify in full", [verify * s for s in same], "one core"),
     ]
+
+
+def cpu_hours(config: Configuration, rule: str, output: str, rates: dict[str, Any]) -> float:
+    """Hours of one job of the road that computes on the CPU; those of ImageNet's archives are known only."""
+    expected = config.data.expected
+    if rule == "verify_latents":
+        store = output.rpartition("verify_")[2].removesuffix(".json")
+        images = expected.val_images if store == "val" else expected.train_images
+        size = images * config.data.latents.views_of(store) * _latent_bytes(config)
+        return size / _rate(rates, "verified_bytes_per_second") / 3600
+    if expected.train_images + expected.val_images != _IMAGES:
+        return 0.0
+    if rule == "check_archives":
+        return config.data.check_md5 * _ARCHIVE_BYTES / _rate(rates, "md5_bytes_per_second") / 3600
+    return _pages(config) * _rate(rates, "seconds_per_page") / 3600
+
+
+def _pages(config: Configuration) -> float:
+    """A page of each training image, many at a time, and of each validation image, one after the other."""
+    return config.data.expected.train_images / READERS + config.data.expected.val_images
 
 
 def table(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = GPUS) -> str:

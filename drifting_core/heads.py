@@ -22,7 +22,6 @@ import psutil
 import yaml
 
 from drifting_core import slurm
-from drifting_core.config import load_file
 from drifting_core.faults import Fault
 from drifting_core.leases import holder_of, lives, name_of, writer_lease
 
@@ -199,19 +198,3 @@ def clear_stale_lock(folder: Path, arguments: Sequence[str]) -> None:
         done = subprocess.run(unlock, capture_output=True, text=True)
         if done.returncode:
             raise Fault(f"`snakemake --unlock` failed:\n{done.stderr.strip()}")
-
-
-def planned_jobs(folder: Path, preset: Path, overrides: Sequence[str] = ()) -> dict[str, int]:
-    """Jobs by rule that `snakemake -n` would run for the claim bundle of `preset`. Raises Fault with its message."""
-    target = f"{load_file(preset, overrides).results}/claim_bundle.done"
-    command = [sys.executable, "-m", "snakemake", "-n", target, "--configfile", str(preset), "--quiet", "rules"]
-    command += ["--config", *overrides] if overrides else []
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise Fault(f"`{' '.join(command)}` failed:\n{done.stdout}{done.stderr}".strip())
-    jobs = {}
-    for line in done.stdout.splitlines() + done.stderr.splitlines():
-        words = line.split()
-        if len(words) == 2 and words[1].isdigit():
-            jobs[words[0]] = int(words[1])
-    return jobs

@@ -29,6 +29,8 @@ class Cost(NamedTuple):
     macs: float
     rate: str  # key of effective_tflops
     gpus: int
+    rule: str  # whose jobs compute it
+    counted: tuple[str, ...] = ()  # dotted keys of the rates that the operations were counted with
 
 
 class Space(NamedTuple):
@@ -36,6 +38,8 @@ class Space(NamedTuple):
 
     what: str
     bytes: float
+    stage: str  # whose folder it lies in (Layout.folder), or sources
+    written: float = 0.0  # bytes beside them while the largest of these files are being written: journals, a third state
 
 
 def generator_macs(config: Configuration) -> float:
@@ -157,16 +161,23 @@ def costs(config: Configuration, rates: dict[str, Any]) -> list[Cost]:
     claimed = len(evaluation.report.seeds) * evaluation.report.samples
     seen = len(evaluation.spaces) * ((images + claimed) * rates["vision_transformer_gmac"]["value"] * 1e9 + claimed * decode)
     mae = 3 * (encoder_macs(config) + decoder_macs(config))
+    vision, ways = "vision_transformer_gmac", ("tokenizer_gmac.encode", "tokenizer_gmac.decode")
+    reference, network = evaluation.network.resources.gpus, evaluation.resources.gpus
     return [
-        Cost("encode latents", trains * views * encode, "tokenizer", latents.resources.gpus),
-        Cost("reference statistics", images * inception, "tokenizer", evaluation.network.resources.gpus),
-        Cost("latent-MAE", mae * pretrained, "training", encoder.resources.gpus),
-        Cost("latent-MAE: fine-tune", mae * finetuned, "training", encoder.resources.gpus),
-        Cost("latent-MAE: crops encoded in the loop", online, "tokenizer", encoder.resources.gpus),
-        Cost("audit of the encoder", trains * audit_macs(config), "tokenizer", encoder.resources.gpus),
-        Cost("generator", trains * step_macs(config) * training.steps, "training", training.resources.gpus),
-        Cost("sampling and evaluation", generated * (decode + inception), "tokenizer", evaluation.resources.gpus),
-        Cost("further feature spaces", seen, "tokenizer", evaluation.network.resources.gpus),
+        Cost("encode latents", trains * views * encode, "tokenizer", latents.resources.gpus, "encode_latents", ways[:1]),
+        Cost("reference statistics", images * inception, "tokenizer", reference, "make_reference", ("inception_gmac",)),
+        Cost("latent-MAE", mae * pretrained, "training", encoder.resources.gpus, "train_encoder"),
+        Cost("latent-MAE: fine-tune", mae * finetuned, "training", encoder.resources.gpus, "train_encoder"),
+        Cost(
+            "latent-MAE: crops encoded in the loop", online, "tokenizer", encoder.resources.gpus, "train_encoder", ways[:1]
+        ),
+        Cost("audit of the encoder", trains * audit_macs(config), "tokenizer", encoder.resources.gpus, "audit_encoder"),
+        Cost(
+            "generator", trains * step_macs(config) * training.steps, "training", training.resources.gpus, "train_generator"
+        ),
+        Cost("sampling", generated * generator_macs(config), "training", network, "sample"),
+        Cost("evaluation", generated * (decode + inception), "tokenizer", network, "evaluate", (ways[1], "inception_gmac")),
+        Cost("further feature spaces", seen, "tokenizer", reference, "evaluate_claim_in_space", (vision, ways[1])),
     ]
 
 
@@ -196,20 +207,21 @@ def disk(config: Configuration) -> list[Space]:
     trains = not config.generator.imported
     trained = (not config.encoder.before_finetune.imported) + (config.encoder.finetune is not None)
     exports = 2 if config.encoder.finetune else 1
+    latents = trains * images * config.data.latents.views * latent * number
+    crops = trains * config.data.expected.train_images * config.encoder.crop_views * latent * number
+    cache, claim = config.data.expected.train_images * width * 4, config.evaluation.report.samples
+    states, state = "latent-MAE: two states and the export", trains * 4 * mae * (trained > 0)
     return [
-        Space("latents", trains * images * config.data.latents.views * latent * number),
-        Space(
-            "latents of random crops",
-            trains * config.data.expected.train_images * config.encoder.crop_views * latent * number,
-        ),
-        Space("feature cache of the real images", config.data.expected.train_images * width * 4),
-        Space("latent-MAE: two states and the export", trains * (trained * 2 * 4 * mae + exports * (encoder + mae))),
-        Space("generator: two states", trains * 2 * 4 * generator),
-        Space("downloaded weights", _downloaded(config, generator, mae)),
-        Space("generator: exports", len(config.milestones) * generator),
-        Space("generated latents", generated * latent * 2),
-        Space("features of generated images", generated * (seen * 4 + 16)),
-        Space("further feature spaces", (config.data.expected.train_images + claimed) * further * 4),
+        Space("latents", latents, "data", latents),
+        Space("latents of random crops", crops, "data", crops),
+        Space("feature cache of the real images", cache, "reference", cache),
+        Space(states, trains * (trained * 2 * 4 * mae + exports * (encoder + mae)), "encoder", state),
+        Space("generator: two states", trains * 2 * 4 * generator, "run", trains * 4 * generator),
+        Space("downloaded weights", _downloaded(config, generator, mae), "sources"),
+        Space("generator: exports", len(config.milestones) * generator, "run"),
+        Space("generated latents", generated * latent * 2, "run", claim * latent * 2),
+        Space("features of generated images", generated * (seen * 4 + 16), "run", claim * (seen * 4 + 16)),
+        Space("further feature spaces", (config.data.expected.train_images + claimed) * further * 4, "reference"),
     ]
 
 
@@ -231,19 +243,8 @@ def read_rates(path: Path = RATES) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-def report(config: Configuration, jobs: dict[str, int]) -> str:
-    """The plan as text: `jobs` by rule (from snakemake -n), GPU-hours by stage, disk."""
-    rates = read_rates()
-    lines = [f"plan of {config.name} ({config.key('run')})", "", "jobs that would run"]
-    lines += [f"  {rule:<28}{count:>6}" for rule, count in jobs.items()] or ["  none: everything is there"]
-    assumed = rates["effective_tflops"]["training"]
-    lines += ["", f"GPU-hours on {rates['device']} at {assumed['value']} TFLOP/s in training ({assumed['source']})"]
-    hours = [(cost.stage, gpu_hours(cost, rates)) for cost in costs(config, rates)]
-    lines += [f"  {stage:<40}{value:>10,.1f}" for stage, value in [*hours, ("all", sum(h for _, h in hours))]]
-    spaces = disk(config)
-    lines += ["", "disk in GB (10^9 bytes) when done"]
-    lines += [f"  {space.what:<40}{space.bytes / 1e9:>10,.2f}" for space in spaces]
-    lines += [f"  {'all':<40}{sum(space.bytes for space in spaces) / 1e9:>10,.2f}", f"in about {files(config):,} files"]
-    if not any(cost.gpus for cost in costs(config, rates)):
-        lines += ["", "this configuration asks for no GPU: every job computes on the CPU"]
-    return "\n".join(lines)
+def rate_of(rates: dict[str, Any], key: str) -> Any:
+    """The entry of a dotted key, e.g. effective_tflops.training."""
+    for part in key.split("."):
+        rates = rates[part]
+    return rates

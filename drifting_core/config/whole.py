@@ -149,29 +149,30 @@ def _misfits(config: Configuration) -> list[str]:
     """What each section accepts alone but the whole cannot be."""
     problems = []
 
-    def must_divide(whole: int, part: int, what: str) -> None:
+    def must_divide(part_key: str, part: int, whole_key: str, whole: int) -> None:
         if whole % part:
-            problems.append(f"{what}: {part} must divide {whole}")
+            problems.append(f"{part_key}: {part} must divide {whole}, {whole_key}; {whole} / {part} = {whole / part:.4g}")
 
-    must_divide(config.data.image_size, config.tokenizer.factor, "tokenizer.factor and data.image_size")
-    must_divide(config.latent_size, config.generator.patch_size, "generator.patch_size and the latent's side")
-    must_divide(config.latent_size, config.encoder.input_patch_size, "encoder.input_patch_size and the latent's side")
-    must_divide(config.generator.hidden_size, config.generator.num_heads, "generator.num_heads and hidden_size")
-    must_divide(
-        config.objective.classes_per_step, config.training.micro_batches, "training.micro_batches and classes_per_step"
-    )
-    latents = config.data.latents
-    must_divide(latents.chunk_rows * latents.views, latents.compute_batch, "data.latents.compute_batch and a chunk's images")
+    data, latents, objective = config.data, config.data.latents, config.objective
+    side = "the latent's side (data.image_size / tokenizer.factor)"
+    must_divide("tokenizer.factor", config.tokenizer.factor, "data.image_size", data.image_size)
+    must_divide("generator.patch_size", config.generator.patch_size, side, config.latent_size)
+    must_divide("encoder.input_patch_size", config.encoder.input_patch_size, side, config.latent_size)
+    must_divide("generator.num_heads", config.generator.num_heads, "generator.hidden_size", config.generator.hidden_size)
+    classes = "objective.classes_per_step"
+    must_divide("training.micro_batches", config.training.micro_batches, classes, objective.classes_per_step)
+    chunk = "a chunk's images (data.latents.chunk_rows * data.latents.views)"
+    must_divide("data.latents.compute_batch", latents.compute_batch, chunk, latents.chunk_rows * latents.views)
     if config.encoder.crop_views:
-        must_divide(
-            latents.chunk_rows * config.encoder.crop_views,
-            latents.compute_batch,
-            "data.latents.compute_batch and a chunk's crops (encoder.crop_views)",
-        )
-    training, encoder = config.training.resources.processes, config.encoder.resources.processes
-    must_divide(config.objective.classes_per_step, training, "training.resources (its ranks) and objective.classes_per_step")
-    for batch in {config.encoder.training.batch, config.encoder.recipe.batch}:
-        must_divide(batch, encoder, "encoder.resources (its ranks) and the encoder's batch")
+        chunk = "a chunk's crops (data.latents.chunk_rows * encoder.crop_views)"
+        crops = latents.chunk_rows * config.encoder.crop_views
+        must_divide("data.latents.compute_batch", latents.compute_batch, chunk, crops)
+    ranks = config.training.resources.processes
+    must_divide("training.resources (its ranks)", ranks, classes, objective.classes_per_step)
+    ranks, finetune = config.encoder.resources.processes, config.encoder.finetune
+    must_divide("encoder.resources (its ranks)", ranks, "encoder.training.batch", config.encoder.training.batch)
+    if finetune:
+        must_divide("encoder.resources (its ranks)", ranks, "encoder.finetune.batch", finetune.batch)
     for where, single in {
         "data.resources": config.data.resources,
         "data.latents.resources": config.data.latents.resources,
@@ -189,7 +190,8 @@ def _misfits(config: Configuration) -> list[str]:
         )
     if config.objective.bank.pushes_per_step < config.objective.classes_per_step:
         problems.append(
-            "objective.bank.pushes_per_step must be at least objective.classes_per_step: labels come from the pushes"
+            f"objective.bank.pushes_per_step: {config.objective.bank.pushes_per_step} must be at least "
+            f"objective.classes_per_step ({config.objective.classes_per_step}): labels come from the pushes"
         )
     if config.training.canary_samples <= config.evaluation.contract.precision_recall_k:
         problems.append(
@@ -203,7 +205,7 @@ def _misfits(config: Configuration) -> list[str]:
     for kind in ("selection", "report"):
         samples, held = getattr(config.evaluation, kind).samples, config.data.expected.val_images
         if config.evaluation.sampling.label_plan == "balanced":
-            must_divide(samples, config.data.expected.classes, f"evaluation.{kind}.samples and the number of classes")
+            must_divide("data.expected.classes", config.data.expected.classes, f"evaluation.{kind}.samples", samples)
         elif samples > held:
             problems.append(
                 f"evaluation.{kind}.samples: {samples}, but evaluation.sampling.label_plan: validation has labels for the "

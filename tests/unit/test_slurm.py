@@ -51,5 +51,5 @@ def test_only_trainings_and_sampling_have_several_processes(demo_values: dict[st
 
 def test_ranks_of_all_nodes_must_divide_the_batch(demo_values: dict[str, Any]) -> None:
     demo_values["training"]["resources"] = {"gpus": 2, "nodes": 2}
-    with pytest.raises(Fault, match="training.resources .its ranks. and objective.classes_per_step: 4 must divide 5"):
+    with pytest.raises(Fault, match="training.resources .its ranks.: 4 must divide 5, objective.classes_per_step"):
         load(demo_values)

@@ -95,39 +95,32 @@ def _too_many_attempts(jobs: Sequence[Ask], tasks: Sequence[Task], profile: Prof
     """(refusals, warnings): jobs that the rates plan longer than their limit; each attempt goes on where the last ended."""
     refusals, warnings, allowed = [], [], 1 + int(profile.values.get("retries", 0))
     for each in jobs:
-        hours = max(task.lasts(each.gpus * each.nodes) for task in tasks if task.rule == each.rule)
+        devices = each.gpus * each.nodes
+        hours = max(task.lasts(devices) for task in tasks if task.rule == each.rule)
         attempts = math.ceil(hours * 60 / each.minutes)
-        if attempts <= 1:
-            continue
         took = (
-            f"{each.rule}: a job of {hours:,.1f} h, by the rates, on {each.gpus * each.nodes} GPU(s) needs {attempts} attempts "
-            f"of {each.key}.runtime_minutes ({each.minutes})"
+            f"{each.rule}: a job of {hours:,.1f} h, by the rates on {devices} GPU(s), needs {attempts} attempts of "
+            f"{each.key}.runtime_minutes ({each.minutes}); {profile.path} allows {allowed} (retries: {allowed - 1})"
         )
         if attempts > allowed:
             shorter = "training.milestone_every, " if each.rule == "train_generator" else ""
-            refusals.append(
-                f"{took}, but {profile.path} allows {allowed} (retries: {allowed - 1}), "
-                f"{allowed * each.minutes / 60:,.1f} h; change {shorter}{each.key} (gpus, nodes, runtime_minutes), or the profile's retries"
-            )
-        else:
-            warnings.append(f"{took}; {profile.path} allows {allowed}, each goes on from the last committed state")
+            refusals.append(f"{took}; change {shorter}{each.key} (gpus, nodes, runtime_minutes) or retries")
+        elif attempts > 1:
+            warnings.append(f"{took}; each goes on from the last committed state")
     return refusals, warnings
 
 
 def _too_little_disk(disks: Sequence[Usage]) -> list[str]:
     short = []
     for disk in disks:
-        if disk.free.bytes is not None and disk.free.bytes < disk.peak:
+        free, needs = disk.free, disk.adds.files
+        if free.bytes is not None and free.bytes < disk.peak:
             short.append(
-                f"{disk.place}: {disk.free.bytes / 1e9:,.2f} GB are free, the plan needs {disk.peak / 1e9:,.2f} GB more at its "
-                "peak; make room, or set results to another disk"
+                f"{disk.place}: {free.bytes / 1e9:,.2f} GB are free, at its peak the plan needs {disk.peak / 1e9:,.2f} GB"
             )
-        if disk.free.files is not None and disk.free.files < disk.adds.files:
-            short.append(
-                f"{disk.place}: {disk.free.files:,.0f} inodes are free, the plan adds about {disk.adds.files:,} files; make "
-                "room, or set results to another disk"
-            )
-    return short
+        if free.files is not None and free.files < needs:
+            short.append(f"{disk.place}: {free.files:,.0f} inodes are free, the plan adds about {needs:,} files")
+    return [f"{each}; make room, or set results to another disk" for each in short]
 
 
 def _too_little_memory(config: Configuration, jobs: Sequence[Ask]) -> list[str]:
@@ -148,6 +141,6 @@ def _too_little_memory(config: Configuration, jobs: Sequence[Ask]) -> list[str]:
         if needs > each.memory_mb * 1e6:
             what = "the state's copy in host memory" + (" and data.latents.residency: ram" if held else "")
             refusals.append(
-                f"{each.key}.memory_mb: {each.memory_mb}, but {what} alone take {needs / 1e6:,.0f} MB a node; raise it"
+                f"{each.key}.memory_mb: {each.memory_mb}, but {what} alone takes {needs / 1e6:,.0f} MB a node; raise it"
             )
     return refusals

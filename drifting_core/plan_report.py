@@ -148,19 +148,19 @@ def _hours_text(found: dict[str, Any]) -> Iterator[str]:
     yield from ("", f"GPU-hours of the whole plan on {found['rates']['hardware']}, and the rates that they follow from")
     for part, row in hours["rows"].items():
         if row["hours"]:
-            yield f"  {part:<40}{row['hours']:>11,.2f}   {', '.join(row['rates'])}"
-    yield f"  {'all':<40}{hours['whole']:>11,.2f}"
-    yield f"  {'of jobs that would run':<40}{sum(hours['to_run'].values()):>11,.2f}"
+            yield f"  {part:<39}{row['hours']:>11,.2f}   {', '.join(row['rates'])}"
+    yield f"  {'all':<39}{hours['whole']:>11,.2f}"
+    yield f"  {'of jobs that would run':<39}{sum(hours['to_run'].values()):>11,.2f}"
 
 
 def _wall_clock_text(found: dict[str, Any]) -> Iterator[str]:
     clocks = found["wall_clock"]
-    if not any(clock["hours"] for clock in clocks):
+    if not any(found["gpu_hours"]["to_run"].values()):
         return
     heads = "".join(f"{clock['gpus']:>9,} GPU{'s' * (clock['gpus'] > 1):<1}" for clock in clocks)
     yield from (
         "",
-        "hours of wall-clock for what would run, by the stage that the end waits for (-: not on the critical path)",
+        "hours of wall-clock for what would run, by the stage that the end waits for (-: not on the way)",
     )
     yield f"  {'':<12}{'GPU-hours':>12}{'GPUs a job':>12}{heads}"
     for stage in STAGES:

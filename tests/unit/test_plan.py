@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from drifting_core import data_plan, plan
+from drifting_core import data_plan, plan, plan_disk, plan_hours, plan_limits, plan_report, table8
 from drifting_core.config import Configuration, EncoderFinetune, load_file
 from drifting_core.config import Space as SpaceSection
 from drifting_core.data import tars
+from drifting_core.doctor.profile import asks, read_profile
+from drifting_core.doctor.storage import Room
 from drifting_core.faults import Fault
+from drifting_core.layout import Layout
+from drifting_core.plan_disk import Amount, Usage
+from drifting_core.plan_hours import Task
+from drifting_core.plan_jobs import ask_snakemake, dry_run_jobs
+from drifting_core.programs import Answer
+from drifting_core.provenance import ROOT
 
 
 def preset(root: Path, name: str, **training: int) -> Configuration:
@@ -105,7 +121,299 @@ def test_further_spaces_cost_a_cache_and_a_pass_each(root: Path) -> None:
     assert plan.costs(plain, rates)[-1].macs == plan.disk(plain)[-1].bytes == 0
 
 
-def test_the_demo_takes_no_gpu_and_says_so(root: Path) -> None:
-    text = plan.report(load_file(root / "config/demo.yaml"), {"train_generator": 5})
+# --- the whole plan of l2 with nothing there -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def l2(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """As JSON has it, for a folder that does not exist."""
+    folder = tmp_path_factory.mktemp("bare")
+    preset = root / "config/l2.yaml"
+    return json.loads(json.dumps(plan_report.make_plan(preset, [], folder, (1, 8, 64), "slurm", 2880)))
+
+
+@functools.cache
+def tasks_of(name: str) -> tuple[Configuration, list[Task]]:
+    """The configuration of a preset, and its jobs where nothing is there."""
+    path, profile = ROOT / f"config/{name}.yaml", read_profile("slurm")
+    config = load_file(path)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = ask_snakemake(config, path, [], profile.path.parent, Path(folder)).jobs
+    devices = {each.rule: each.gpus * each.nodes for each in asks(config, profile)}
+    return config, plan_hours.tasks(config, jobs, devices, plan.read_rates())
+
+
+def test_l2_is_within_the_figures_of_the_protocol(l2: dict[str, Any]) -> None:
+    """B/2 is 3.9 PMAC a step and 1.6e21 FLOP (45 days at 400 TFLOP/s); L/2's generator makes that 4.5 PMAC.
+
+    The plan recomputes the forward pass for micro-batches, which the protocol does not.
+    """
+    generator = l2["gpu_hours"]["rows"]["generator"]["hours"]
+    forward = 8192 * (86.4e9 + 115.8e9)
+    step = 8192 * (3 * 86.4e9 + 2 * 115.8e9) + 128 * 96 * 115.8e9
+    assert generator == pytest.approx(200_000 * 2 * (step + forward) / 400e12 / 3600, rel=5e-3)
+    assert l2["gpu_hours"]["whole"] == pytest.approx(5_638, rel=1e-3)
+
+
+def test_jobs_cost_together_what_the_stages_cost() -> None:
+    """Two ways to count: job by job from the dry run, and by stage from the configuration."""
+    for name in ("ablation", "released_l2"):
+        config, jobs = tasks_of(name)
+        rates = plan.read_rates()
+        whole = sum(plan.gpu_hours(cost, rates) for cost in plan.costs(config, rates))
+        one_step = plan.step_macs(config) * 2 / 400e12 / 3600
+        assert sum(job.gpu_hours for job in jobs) == pytest.approx(whole, rel=1e-6, abs=one_step)
+
+
+def test_every_job_counts_once_and_says_why(l2: dict[str, Any]) -> None:
+    assert sum(stage["to_run"] for stage in l2["jobs"].values()) == 143
+    assert all(sum(stage["rules"].values()) == sum(stage["why"].values()) for stage in l2["jobs"].values())
+    assert l2["jobs"]["data"]["rules"]["encode_latents"] == 34
+    assert {reason for stage in l2["jobs"].values() for reason in stage["why"]} == {"missing output"}
+    assert all(stage["there"] == 0 for stage in l2["jobs"].values())
+
+
+def test_every_figure_names_rates_that_are_in_the_file(l2: dict[str, Any], root: Path) -> None:
+    written = yaml.safe_load((root / "config/rates.yaml").read_text())
+    used = l2["rates"]["used"]
+    assert l2["rates"]["hardware"] == written["device"]
+    for key, rate in used.items():
+        assert rate == plan.rate_of(written, key)
+        assert rate["source"]
+    for part, row in l2["gpu_hours"]["rows"].items():
+        assert (row["hours"] == 0) or set(row["rates"]) <= set(used), part
+
+
+def test_wall_clock_falls_with_gpus_and_never_below_the_work() -> None:
+    _, jobs = tasks_of("ablation")
+    made = [plan_hours.schedule(jobs, gpus) for gpus in (1, 2, 3, 8, 9, 16, 64)]
+    work = sum(job.gpu_hours for job in jobs)
+    path = max(job.lasts(64) for job in jobs)
+    for each, more in itertools.pairwise(made):
+        assert more.hours <= each.hours
+    for each in made:
+        assert each.hours >= max(work / each.gpus, path) * (1 - 1e-9)
+    slices = sum(job.lasts(64) for job in jobs if job.rule in ("train_encoder", "train_generator"))
+    assert made[-1].waits["encoder"] + made[-1].waits["generator"] == pytest.approx(slices, rel=1e-3)
+
+
+@given(data=st.data())
+def test_a_schedule_keeps_the_order_and_the_gpus(data: st.DataObject) -> None:
+    """Of any jobs: what their stages wait for adds up to the end, which more GPUs never delay."""
+    count = data.draw(st.integers(1, 8))
+    hours = st.integers(0, 5).map(float)
+    jobs = [
+        Task(
+            "rule", f"stage{data.draw(st.integers(0, 2))}", data.draw(hours), data.draw(st.integers(0, 4)), data.draw(hours),
+            tuple(sorted(data.draw(st.sets(st.integers(0, place - 1), max_size=3)))) if place else (),
+        )
+        for place in range(count)
+    ]  # fmt: skip
+    one, two, four = (plan_hours.schedule(jobs, gpus).hours for gpus in (1, 2, 4))
+    assert four <= two <= one
+    ends: list[float] = []
+    for job in jobs:
+        ends.append(max((ends[before] for before in job.needs), default=0.0) + job.lasts(4))
+    work = sum(job.gpu_hours for job in jobs if job.devices)
+    assert four >= max(*ends, work / 4) - 1e-9
+    assert one <= sum(job.lasts(1) for job in jobs) + 1e-9
+
+
+def test_finished_jobs_cost_nothing() -> None:
+    config, jobs = tasks_of("ablation")
+    text = "".join(
+        f"rule {rule}:\n    input: {needs}\n    output: {output}\n    reason: Missing output files: {output}\n"
+        for rule, needs, output in (
+            ("sample", "e/step_30000/metadata.json", "s/manifest.json"),
+            ("evaluate", "s/manifest.json", "m/metrics.json"),
+        )
+    )
+    rest = plan_hours.tasks(config, dry_run_jobs(text), {"sample": 1, "evaluate": 1}, plan.read_rates())
+    assert [job.needs for job in rest] == [(), (0,)]
+    assert 0 < sum(job.gpu_hours for job in rest) < 1e-3 * sum(job.gpu_hours for job in jobs)
+    [short] = [plan_hours.schedule(rest, 8)]
+    assert short.hours == pytest.approx(sum(job.gpu_hours for job in rest))
+    assert set(short.waits) == {"evaluation"}
+    assert plan_hours.schedule([], 8).hours == 0
+
+
+def test_reasons_are_snakemakes_own() -> None:
+    said = {
+        "Missing output files: a.json; Input files updated by another job: b.json": (
+            "missing output",
+            "after a job that runs",
+        ),
+        "Updated input files: ; Input files updated by another job: b.json": ("after a job that runs",),
+        "Params have changed since last execution: <nothing exclusive>": ("params changed",),
+        "Set of input files has changed since last execution": ("other set of inputs",),
+        "Incomplete output files: a.json": ("incomplete output",),
+        "The moon is full": ("another reason",),
+    }
+    for text, names in said.items():
+        [job] = dry_run_jobs(f"rule evaluate:\n    output: a.json\n    reason: {text}\n")
+        assert (job.reasons, job.stage) == (names, "evaluation")
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def refusals(root: Path, tmp_path: Path, *changes: str, minutes: float = 2880, **usage: Any) -> tuple[list[str], list[str]]:
+    """(refusals, warnings) of the ablation's training alone, changed, on a disk with room unless `usage` says otherwise."""
+    config = load_file(root / "config/ablation.yaml", changes)
+    profile = read_profile("slurm")
+    asked = asks(config, profile)
+    devices = {each.rule: each.gpus * each.nodes for each in asked}
+    text = "rule train_encoder:\n    output: results/encoders/mae_w256-00000000/trained.json\n"
+    text += f"rule train_generator:\n    output: exports/step_{config.training.steps}/metadata.json\n"
+    jobs = plan_hours.tasks(config, dry_run_jobs(text), devices, plan.read_rates())
+    disk = Usage(str(tmp_path), ("results",), 1e15, Room(1e15, None), Amount(0, 0), Amount(6e10, 602), 9e10)
+    found = plan_limits.limits(config, asked, jobs, [disk._replace(**usage)], profile, minutes)
+    return found.refusals, found.warnings
+
+
+def test_a_plan_that_can_work_is_not_refused(root: Path, tmp_path: Path) -> None:
+    """The ablation's encoder takes 49.7 h, a little more than its 48: it goes on once."""
+    assert refusals(root, tmp_path)[0] == []
+    [warning] = refusals(root, tmp_path)[1]
+    assert "train_encoder: a job of 49.7 h, by the rates on 8 GPU(s), needs 2 attempts of" in warning
+
+
+def test_a_slice_longer_than_the_partition_is_refused(root: Path, tmp_path: Path) -> None:
+    [encoder, generator] = refusals(root, tmp_path, minutes=1440)[0]
+    assert "training.resources.runtime_minutes: 2880, but the partition ends jobs after 1440 minutes" in generator
+    assert "--partition-limit 1440" in encoder
+
+
+def test_a_slice_that_retries_do_not_bring_to_its_end_is_refused(root: Path, tmp_path: Path) -> None:
+    short = "training={steps: 600000, milestone_every: 60000, resources: {runtime_minutes: 30}}"
+    [refusal] = refusals(root, tmp_path, short)[0]
+    assert "train_generator: a job of 5.7 h, by the rates on 8 GPU(s), needs 12 attempts of" in refusal
+    assert "training.resources.runtime_minutes (30)" in refusal
+    assert "allows 11 (retries: 10); change training.milestone_every" in refusal
+
+
+@pytest.mark.parametrize(
+    ("usage", "said"),
+    [
+        ({"free": Room(8e10, None)}, "80.00 GB are free, at its peak the plan needs 90.00 GB"),
+        ({"free": Room(1e15, 601)}, "601 inodes are free, the plan adds about 602 files"),
+    ],
+)
+def test_too_small_a_disk_is_refused(root: Path, tmp_path: Path, usage: dict[str, Any], said: str) -> None:
+    [refusal] = refusals(root, tmp_path, **usage)[0]
+    assert refusal == f"{tmp_path}: {said}; make room, or set results to another disk"
+
+
+def test_too_little_memory_for_a_state_is_refused(root: Path, tmp_path: Path) -> None:
+    """A state is four float32 numbers a weight, copied to host memory: 2.1 GB for B/2; the latents are 21.8 GB a rank."""
+    [refusal] = refusals(root, tmp_path, "training={resources: {memory_mb: 2000}}")[0]
+    assert "training.resources.memory_mb: 2000, but the state's copy in host memory alone takes 2,1" in refusal
+    held = refusals(root, tmp_path, "data={latents: {residency: ram}}", "training={resources: {memory_mb: 150000}}")[0]
+    assert ["training.resources.memory_mb: 150000" in each and "residency: ram" in each for each in held] == [True]
+
+
+def test_partitions_are_what_sinfo_says(root: Path) -> None:
+    config, profile = load_file(root / "config/ablation.yaml"), read_profile("slurm")
+    asked = asks(config, profile)
+    devices = {each.rule: each.gpus * each.nodes for each in asked}
+    jobs = plan_hours.tasks(
+        config, dry_run_jobs("rule train_encoder:\n    output: a/trained.json\n"), devices, plan.read_rates()
+    )
+
+    def said(line: str) -> plan_limits.Limits:
+        return plan_limits.limits(config, asked, jobs, [], profile, Answer(0, line))
+
+    assert said("gpu*|up|2-00:00:00|gpu:h200:8|128|512000|1|idle").refusals == []
+    found = said("gpu*|up|1-00:00:00|gpu:h200:4|128|512000|1|idle")
+    [refusal] = found.refusals
+    assert "encoder.resources: gpu has at most 1440 minutes, not 2880, at most 4 GPUs a node, not 8" in refusal
+    assert found.source == "sinfo: gpu 1440 minutes"
+    assert "no partition gpu" in said("cpu*|up|infinite|(null)|8|32000|1|idle").refusals[0]
+    absent = plan_limits.limits(config, asked, jobs, [], profile, Answer(None, error="sinfo is not on PATH"))
+    assert absent.refusals == []
+    assert "not known (sinfo: sinfo is not on PATH)" in absent.source
+    assert "give --partition-limit MINUTES" in absent.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("training={micro_batches: 7}", "training.micro_batches: 7 must divide 128, objective.classes_per_step"),
+        ("training={resources: {gpus: 3}}", "training.resources (its ranks): 3 must divide 128, objective.classes_per_step"),
+        ("encoder={training: {batch: 100}}", "encoder.resources (its ranks): 8 must divide 100, encoder.training.batch"),
+        ("data={latents: {compute_batch: 48}}", "data.latents.compute_batch: 48 must divide 128, a chunk's images"),
+        ("training={milestone_every: 30000}", "steps (200000) must be a multiple of milestone_every (30000)"),
+        (
+            "evaluation={report: {samples: 50500}}",
+            "data.expected.classes: 1000 must divide 50500, evaluation.report.samples",
+        ),
+        ("generator={num_heads: 24}", "generator.num_heads: 24 must divide 1024, generator.hidden_size"),
+        ("objective={bank: {pushes_per_step: 64}}", "objective.bank.pushes_per_step: 64 must be at least"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_its_numbers(root: Path, change: str, said: str) -> None:
+    with pytest.raises(Fault) as raised:
+        load_file(root / "config/l2.yaml", [change])
+    assert said in str(raised.value)
+
+
+# --- disk, Table 8, the page -----------------------------------------------------------------------------------------
+
+
+def test_the_peak_holds_a_third_state_and_the_journals(l2: dict[str, Any]) -> None:
+    [first, *_] = l2["disk"]["systems"]
+    assert first["folders"][0] == "results"
+    added, peak = first["adds"]["bytes"], first["peak"]
+    assert added == pytest.approx(sum(l2["disk"]["rows"].values()) * 1e9)
+    third = 4 * 4 * (2.683e9 + 0.4629e9)
+    assert peak - added == pytest.approx(third + 21.8e9 + 10.5e9 + 50_000 * (8192 + 12_240), rel=1e-2)
+
+
+def test_what_is_there_is_not_added_again(root: Path, tmp_path: Path) -> None:
+    config = load_file(root / "config/ablation.yaml")
+    encoder = Layout(config).folder("encoder")
+    jobs = dry_run_jobs(f"rule train_encoder:\n    output: {encoder}/trained.json\n")
+    [before, *_] = plan_disk.usage(config, jobs, tmp_path)
+    (tmp_path / encoder).mkdir(parents=True)
+    (tmp_path / encoder / "state").write_bytes(b"0" * 1_000_000)
+    [after, *_] = plan_disk.usage(config, jobs, tmp_path)
+    assert before.adds.bytes - after.adds.bytes == 1_000_000 == after.there.bytes
+    assert before.adds.files - after.adds.files == 1 == after.there.files
+    assert before.adds.bytes == pytest.approx(16.81e9, rel=1e-3)
+    [nothing, *_] = plan_disk.usage(config, [], tmp_path)
+    assert (nothing.adds, nothing.peak) == ((0, 0), 0)
+
+
+def test_presets_depart_from_table_8_where_the_protocol_says(root: Path) -> None:
+    """Protocol 7.1: blocks (9), queue (12), codebooks (13) in all columns; N_pos of B/2 (10), EMA of both (11)."""
+    always = {"style codebook", "encoder: kind of block", "queue: pushes per step, of all hosts"}
+    more: dict[str, set[str]] = {"ablation": set(), "b2": {"N_pos, real per class", "EMA"}, "l2": {"EMA"}}
+    for column, (name, rows) in enumerate(more.items()):
+        config = load_file(root / f"config/{name}.yaml")
+        assert table8.nearest(config) == column
+        found = table8.departures(config, column)
+        assert {each.row for each in found} == always | rows
+        assert all(each.here == each.release for each in found)  # presets are the release's
+    [changed] = [
+        each
+        for each in table8.departures(load_file(root / "config/l2.yaml", ["training={seed: 7}"]), 2)
+        if each.row == "seed"
+    ]
+    assert changed == ("seed", "42", "42", "7")
+
+
+def test_the_page_fits_and_says_what_json_says(l2: dict[str, Any]) -> None:
+    text = plan_report.page(l2)
+    assert max(len(line) for line in text.splitlines() if "snakemake -n" not in line) <= 120
+    for said in ("5,637.69", "32 of 36 rows agree", "effective_tflops.training", "assumed (bfloat16"):
+        assert said in text
+    assert f"{l2['wall_clock'][1]['hours']:,.2f}" in text
+
+
+def test_the_demo_takes_no_gpu_and_is_no_column_of_table_8(root: Path, tmp_path: Path) -> None:
+    found = plan_report.make_plan(root / "config/demo.yaml", [], tmp_path, (1, 8), "local", None)
+    text = plan_report.page(found)
     assert "asks for no GPU" in text
-    assert "train_generator" in text
+    assert "none of its columns is meant" in text
+    assert "hours of wall-clock" not in text
+    assert found["refusals"] == []

@@ -9,13 +9,15 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from drifting_core.config import load_file
 from drifting_core.doctor.profile import asks, read_profile
-from tests.workflow.conftest import ROOT, TARGET, Site
+from drifting_core.plan_report import make_plan
+from tests.workflow.conftest import ROOT, TARGET, Site, Walk
 
 pytestmark = pytest.mark.workflow
 PRESETS = ("demo", "ablation", "b2", "l2", "cifar10", "own_images")
@@ -185,6 +187,31 @@ def test_a_folder_that_is_no_tokenizer_is_said_and_loses_nothing(tmp_path: Path)
     assert "not_a_vae: not a tokenizer" in done.stdout
     assert "Traceback" not in done.stdout
     assert list((tmp_path / "results/data").glob("*/index.json"))
+
+
+def test_the_plan_says_what_is_there_and_why_the_rest_would_run(walk: Walk, tmp_path: Path) -> None:
+    """Of a finished site: nothing would run, nothing is added. Then a lost file and a changed choice, as `-n` has them."""
+    site = Site(tmp_path / "copy")
+    shutil.copytree(walk.site.folder, site.folder, symlinks=True)
+    preset = site.folder / "config.yaml"
+    local = str(ROOT / "profiles/local")
+
+    done = make_plan(preset, [], site.folder, (1,), local, None)
+    counts = {stage: of["there"] for stage, of in done["jobs"].items()}
+    assert not any(of["to_run"] for of in done["jobs"].values())
+    assert counts["generator"] > counts["encoder"] > 0
+    assert (done["disk"]["systems"][0]["adds"], done["disk"]["systems"][0]["peak"]) == ({"bytes": 0, "files": 0}, 0)
+
+    [lost] = site.folder.glob("results/runs/*/tables/last_k.json")
+    lost.unlink()
+    change = "evaluation={selection: {tie_errors: 3.0}}"
+    partly = make_plan(preset, [change], site.folder, (1,), local, None)
+    rules = {rule: count for of in partly["jobs"].values() for rule, count in of["rules"].items()}
+    assert rules == Counter(rule for rule, _ in site.planned(TARGET, "--config", change))
+    assert partly["jobs"]["evaluation"]["why"]["missing output"] == 1
+    assert partly["jobs"]["selection"]["why"]["params changed"] == 1
+    now = {stage: of["there"] + of["to_run"] for stage, of in partly["jobs"].items()}
+    assert now == counts
 
 
 def test_an_unrelated_preset_reruns_nothing(tmp_path: Path) -> None:

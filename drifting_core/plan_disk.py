@@ -44,7 +44,8 @@ def usage(config: Configuration, jobs: Sequence[Job], folder: Path) -> list[Usag
     there, adds, peak = _results(config, jobs, folder)
     nothing = Amount(0.0, 0)
     archives = [getattr(config.data.archives, name) for name in type(config.data.archives).model_fields]
-    read = sorted({str(Path(path).parent) for path in archives if path})
+    parents = {str(Path(path).parent) for path in archives if path}
+    read = sorted(parent for parent in parents if not Path(parent).is_relative_to(config.results))
     places = {"results": config.results, **dict.fromkeys(read, ""), "TMPDIR": tempfile.gettempdir()}
     found: dict[int, Usage] = {}
     for name, path in places.items():

@@ -59,7 +59,7 @@ benchmark-evaluation: $(READY) ## Frechet distance, images a second, the neighbo
 parity: $(READY) ## FID, IS, KID, precision and recall beside torch-fidelity's, in an environment of its own (.venv-parity)
 	$(BIN)/python -m tests.parity.against_torch_fidelity
 
-plan: $(READY) ## jobs, GPU-hours and disk of a configuration: make plan CONFIG=config/l2.yaml
+plan: $(READY) ## what a configuration would run and cost, and whether it can work: make plan CONFIG=config/l2.yaml
 	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG)
 
 docs: $(READY) ## write the generated pages: config/schema.json, docs/configuration.md, the costs in docs/imagenet.md

@@ -60,20 +60,25 @@ def usage(config: Configuration, jobs: Sequence[Job], folder: Path) -> list[Usag
 
 
 def _results(config: Configuration, jobs: Sequence[Job], folder: Path) -> tuple[Amount, Amount, float]:
-    """(there, added, at peak) below results/; a folder in which no job would write gains nothing."""
+    """(there, added, at peak) below results/; a folder in which no job would write gains nothing.
+
+    Stages write one after the other, but for the reference, which may be written beside any of them.
+    """
     layout, spaces = Layout(config), plan.disk(config)
     outputs = [path for job in jobs for path in job.outputs]
-    there, added, written = Amount(0.0, 0), 0.0, 0.0
-    for stage in ("data", "tokenizer", "network", "reference", "encoder", "run", "sources"):
+    there, added, peak, beside = Amount(0.0, 0), 0.0, 0.0, 0.0
+    for stage in ("sources", "tokenizer", "network", "reference", "data", "encoder", "run"):
         of_stage = f"{config.results}/sources" if stage == "sources" else layout.folder(stage)
         has = content_of(folder / of_stage)
         there = Amount(there.bytes + has.bytes, there.files + has.files)
         if any(path.startswith(f"{of_stage}/") for path in outputs):
             own = [space for space in spaces if space.stage == stage]
             added += max(sum(space.bytes for space in own) - has.bytes, 0.0)
-            written += sum(space.written for space in own)
+            written = sum(space.written for space in own)
+            beside, written = (written, 0.0) if stage == "reference" else (beside, written)
+            peak = max(peak, added + written)
     files = max(plan.files(config) - there.files, 0) if jobs else 0
-    return there, Amount(added, files), added + written
+    return there, Amount(added, files), peak + beside
 
 
 def content_of(folder: Path) -> Amount:

@@ -1,4 +1,4 @@
-"""All runs of a results folder in a table, and two of them side by side. Numbers share a table under one contract only. Light."""
+"""All runs of a results folder in a table, and two of them side by side; numbers of one contract to a table. Light."""
 
 from __future__ import annotations
 
@@ -110,10 +110,8 @@ def _contract_of(summary: Mapping[str, Any]) -> str | None:
 
 
 def _title(number: Mapping[str, Any]) -> str:
-    return (
-        f"{number['distance_name']} under contract {number['contract_hash'][:12]} (network: {number['contract']['network']}, "
-        f"{number['samples']:,} samples)"
-    )
+    how = f"network: {number['contract']['network']}, {number['samples']:,} samples"
+    return f"{number['distance_name']} under contract {number['contract_hash'][:12]} ({how})"
 
 
 def _line(each: Mapping[str, Any]) -> list[str]:

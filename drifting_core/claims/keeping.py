@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -143,7 +144,8 @@ def at_work(folders: Sequence[Path]) -> str | None:
     for folder in folders:
         for name in _leases(folder):
             holder = holder_of(folder, name)
-            if holder and holder["pid"] != os.getpid() and lives(holder, folder, name):
+            ours = holder and (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
+            if holder and not ours and lives(holder, folder, name):
                 return f"{name_of(holder)} is at work in {folder}"
     return None
 

@@ -25,7 +25,7 @@ from drifting_core.faults import Fault
 from drifting_core.training.state import KEPT, MARKER
 
 KINDS = {
-    "states": "training states but the last two, of a finished training but the last; damaged ones and not_finite_*, once passed",
+    "states": "states but the last two (finished: the last) of a training; damaged and not_finite_* ones that it has passed",
     "canary": "what a passed canary left: its samples and features",
     "exports": "exports that are no milestone, not recommended, and cited by no bundle",
     "samples": "latents of sample sets that were evaluated; made again when asked for",

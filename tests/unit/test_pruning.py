@@ -185,7 +185,9 @@ def test_only_the_kinds_and_runs_that_are_named(results: Path, capsys: pytest.Ca
 
 def test_a_keep_list_protects_and_is_checked(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep = results / "golden.yaml"
-    keep.write_text("keep:\n- {path: runs/*/samples/step_500/**, reason: figure 3}\n- {path: runs/*/state, reason: a friend}\n")
+    keep.write_text(
+        "keep:\n- {path: runs/*/samples/step_500/**, reason: figure 3}\n- {path: runs/*/state, reason: a friend}\n"
+    )
     assert not [path for path in going(results) if path.startswith(("state", "samples/step_500"))]
     assert kept(results, "step_500/alpha_3/seed_1/n_500/latents.safetensors", "samples") == "golden.yaml: figure 3"
     keep.write_text("keep:\n- {path: runs/demo, reason: mine}\n")

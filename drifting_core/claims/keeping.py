@@ -80,7 +80,12 @@ class Known:
     """The configurations whose results these are: of each run its own, and the active one where it is given."""
 
     def __init__(self, results: Path, active: Configuration | None = None) -> None:
-        """A run that this version cannot read is left out, with a warning: nothing of it can go."""
+        """A run that this version cannot read is left out, with a warning: nothing of it can go.
+
+        Raises Fault where there is no such folder.
+        """
+        if not results.is_dir():
+            raise Fault(f"{results}: no such folder; give the one that the workflow made (`results` of its configuration)")
         self.results = results
         self.of_run: dict[str, list[Configuration]] = {}
         self.all: list[Configuration] = []

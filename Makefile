@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan docs clean
+.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan runs prune docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -61,6 +61,12 @@ parity: $(READY) ## FID, IS, KID, precision and recall beside torch-fidelity's, 
 
 plan: $(READY) ## what a configuration would run and cost, and whether it can work: make plan CONFIG=config/l2.yaml
 	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG)
+
+runs: $(READY) ## all runs in results/: state, numbers, cost, what they differ in
+	@$(BIN)/python workflow_scripts/runs.py
+
+prune: $(READY) ## what can go from results/, what stays and why; removes nothing
+	@$(BIN)/python workflow_scripts/prune.py
 
 docs: $(READY) ## write the generated pages: config/schema.json, docs/configuration.md, the costs in docs/imagenet.md
 	$(BIN)/python workflow_scripts/write_configuration_reference.py

@@ -44,16 +44,16 @@ def page(folder: Path, results: Path) -> str:
     running = [job for job in queued if job.state != "PENDING"]
     parts = [
         ("head", [*_head(folder, heads), *silence]),
-        ("running", _table([*map(_running, running), *_local_jobs(heads)])),
-        ("waiting", _table((f"job {job.id}", job.rule, job.reason) for job in waiting)),
+        ("running", in_columns([*map(_running, running), *_local_jobs(heads)])),
+        ("waiting", in_columns((f"job {job.id}", job.rule, job.reason) for job in waiting)),
         ("failed lately", _failed(folder)),
-        ("trainings", _table(_trainings(results, runs))),
-        ("claims", _table(_claims(results, runs))),
+        ("trainings", in_columns(_trainings(results, runs))),
+        ("claims", in_columns(_claims(results, runs))),
     ]
     return "\n\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines or ["-"]) for title, lines in parts)
 
 
-def _table(rows: Iterable[Sequence[str]]) -> list[str]:
+def in_columns(rows: Iterable[Sequence[str]]) -> list[str]:
     """Rows with their columns below each other."""
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -25,6 +25,8 @@ class Samples(Artifact):
     export_sha256: Sha256
     tokenizer_sha256: Sha256  # the latents are of this tokenizer's space
 
+    pruned: ClassVar[str] = "pruned.json"  # the manifest's name once its latents were pruned
+
 
 class ImageExport(Artifact):
     """A sample set as images, for those who want them: `folder`, or one file (`files`).

@@ -181,7 +181,8 @@ def write_batches(
 def assemble(wanted: SampleSet) -> None:
     """Publish the latents of all ranks' journals in order, then their manifest; the journals go.
 
-    Raises Fault when a batch is in none of them.
+    Latents that were pruned come back under the manifest that they had, whatever version of the code makes them again, so
+    that nothing after them is out of date. Raises Fault when a batch is in none of the journals.
     """
     record, labels = _planned(wanted)
     found = {kept.description["batch"]: kept for kept in _kept(wanted.manifest, _identity(record))}
@@ -196,9 +197,20 @@ def assemble(wanted: SampleSet) -> None:
         latents = torch.from_numpy(np.concatenate(parts))
         safetensors.torch.save_file({"latents": latents, "labels": labels}, scratch)
     files = records(wanted.manifest.parent, [LATENTS])
-    record.model_copy(update={"files": files}).write(wanted.manifest)
+    made, pruned = record.model_copy(update={"files": files}), wanted.manifest.with_name(Samples.pruned)
+    if pruned.is_file() and _same(made, Samples.read(pruned)):
+        pruned.replace(wanted.manifest)
+    else:
+        made.write(wanted.manifest)
+        if pruned.is_file():
+            log.warning("%s: not the latents that were pruned, bit for bit (another device?); evaluate them again", pruned)
+            pruned.unlink()
     for journal in _journals(wanted.manifest):
         journal.unlink()
+
+
+def _same(made: Samples, before: Samples) -> bool:
+    return made.model_copy(update={"code": before.code}) == before
 
 
 def _planned(wanted: SampleSet) -> tuple[Samples, Tensor]:

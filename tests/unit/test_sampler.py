@@ -328,6 +328,25 @@ def test_unbalanced_counts_are_refused(export, tmp_path):
         write(export, tmp_path / "s", count=10)
 
 
+def test_pruned_latents_come_back_under_their_manifest_whatever_the_code(export, tmp_path, monkeypatch, caplog):
+    manifest = write(export, tmp_path / "s")
+    before = made(manifest)
+    pruned = manifest.with_name(Samples.pruned)
+    for version in ("a later one", "another"):
+        monkeypatch.setattr(sampler, "code_version", lambda version=version: version)
+        manifest.replace(pruned)
+        (manifest.parent / sampler.LATENTS).unlink()
+        write(export, tmp_path / "s")
+        assert made(manifest) == before
+    other = Samples.read(manifest)
+    other.files[sampler.LATENTS] = other.files[sampler.LATENTS].model_copy(update={"sha256": "f" * 64})
+    other.write(pruned)  # as if of another device
+    write(export, tmp_path / "s")
+    assert "not the latents that were pruned" in caplog.text
+    assert Samples.read(manifest).code == "another"
+    assert not pruned.exists()
+
+
 def test_a_changed_file_is_refused(export, tmp_path):
     manifest = write(export, tmp_path / "s")
     file = manifest.parent / sampler.LATENTS

@@ -203,7 +203,7 @@ def clear_stale_lock(folder: Path, arguments: Sequence[str]) -> None:
 
 def planned_jobs(folder: Path, preset: Path, overrides: Sequence[str] = ()) -> dict[str, int]:
     """Jobs by rule that `snakemake -n` would run for the claim bundle of `preset`. Raises Fault with its message."""
-    target = f"{load_file(preset, overrides).results}/claim_bundle.done"
+    target = f"{load_file(preset, overrides).root}/claim_bundle.done"
     command = [sys.executable, "-m", "snakemake", "-n", target, "--configfile", str(preset), "--quiet", "rules"]
     command += ["--config", *overrides] if overrides else []
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)

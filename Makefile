@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan docs clean
+.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan stub docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -61,6 +61,10 @@ parity: $(READY) ## FID, IS, KID, precision and recall beside torch-fidelity's, 
 
 plan: $(READY) ## jobs, GPU-hours and disk of a configuration: make plan CONFIG=config/l2.yaml
 	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG)
+
+# No job computes, so that many may run on few cores.
+stub: $(READY) ## every job of a configuration writes a stub, below stub/: make stub CONFIG=config/l2.yaml (2 minutes on 2 cores)
+	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local --cores 16 --configfile $(CONFIG) --config stub=true
 
 docs: $(READY) ## write the generated pages: config/schema.json, docs/configuration.md, the costs in docs/imagenet.md
 	$(BIN)/python workflow_scripts/write_configuration_reference.py

@@ -84,6 +84,8 @@ def start(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
     script = Path(made.prog).stem
     if STUB in os.environ and script not in REAL:
         make_stub(script, arguments)
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            log.info("stub: nothing computed, with GPU %s granted", os.environ["CUDA_VISIBLE_DEVICES"])
         raise _StubMade
     return arguments
 

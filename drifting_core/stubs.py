@@ -61,12 +61,12 @@ class Stub(NamedTuple):
 
 def make_stub(script: str, arguments: Namespace) -> None:
     """Write what `script` promises with these arguments. Raises Fault where no stub is known, or an input is not valid."""
-    if script not in _STUBS:
+    if script not in STUBS:
         raise Fault(f"stub mode does not know what {script}.py writes; add it to drifting_core/stubs.py")
     given = list(_given(arguments))
     how = getattr(arguments, "operations", {})
     job = Job(arguments, given, {role: read_any(path) for role, path in given}, sections(_slice(arguments), how))
-    stub, folder = _STUBS[script](job), arguments.output.parent
+    stub, folder = STUBS[script](job), arguments.output.parent
     for name in stub.files:
         _write_placeholder(folder / name)
     fields = {
@@ -75,7 +75,7 @@ def make_stub(script: str, arguments: Namespace) -> None:
         "inputs": {role: sha256_file(path) for role, path in given},
         "files": records(folder, list(stub.files)),
     }
-    smallest(stub.kind, **fields | stub.fields).write(arguments.output)
+    smallest(stub.kind, **{**fields, **stub.fields}).write(arguments.output)
 
 
 def read_any(path: Path) -> Artifact:
@@ -343,7 +343,7 @@ def _make_bundle(job: Job) -> Stub:
     return Stub(artifacts.BundleDone, said | {"inputs": {"manifest": manifest}})
 
 
-_STUBS: dict[str, Callable[[Job], Stub]] = {
+STUBS: dict[str, Callable[[Job], Stub]] = {
     "pack_images": _pack_images,
     "fetch": _fetch,
     "check_archives": _check_archives,

@@ -31,7 +31,7 @@ class Stubs(NamedTuple):
     @property
     def artifacts(self) -> list[Path]:
         found = [*self.root.rglob("*.json"), *self.root.rglob("*.done")]
-        return [path for path in found if path.parent.name != "vae"]
+        return [path for path in found if path.name != "config.json" or path.parent.parent.name == "runs"]  # or a tokenizer's
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_every_artifact_is_valid_and_marked(stubs: Stubs, monkeypatch: pytest.Mo
         if "bundles" not in path.parts or isinstance(artifact, Bundle):  # which holds copies without their files
             artifact.verify(path.parent)
             listed += len(artifact.files)
-    assert listed > 300
+    assert listed > 200
     assert sorted(path.name for path in stubs.site.folder.iterdir()) == [".snakemake", "stub"]
 
 
@@ -115,9 +115,10 @@ def test_a_real_plan_over_stubs_is_refused(stubs: Stubs) -> None:
         assert done.returncode != 0
         assert f"results: {results} holds stubs" in done.stdout
         assert "Traceback" not in done.stdout
-    plan = stubs.site.run("plan.py", "--configfile", L2, "--config", "results=stub/results")
+    here = Site(ROOT)  # where plan.py finds the Snakefile
+    plan = here.run("plan.py", "--configfile", L2, "--config", f"results={stubs.root}")
     assert plan.returncode == 1
-    assert "holds stubs" in plan.stderr
+    assert f"results: {stubs.root} holds stubs" in plan.stderr
 
 
 def test_stubs_are_not_made_over_results(tmp_path: Path) -> None:

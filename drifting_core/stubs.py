@@ -27,7 +27,7 @@ from drifting_core.faults import Fault
 from drifting_core.identity import digest
 from drifting_core.provenance import code_version
 
-REAL = {"record_run", "make_table", "recommend", "pass_canary", "point_claim", "tabulate_seeds"}
+REAL = {"record_run", "make_table", "recommend", "pass_canary", "point_claim"}
 _SAYS = "STUB: made by stub mode, nothing was computed\n"
 _MODELS = {
     kind.model_fields["kind"].default: kind
@@ -122,8 +122,8 @@ def _given(arguments: Namespace) -> Iterator[tuple[str, Path]]:
         for number, each in enumerate(several):
             if isinstance(each, Path):
                 yield f"{role}_{number}" if len(several) > 1 else role, each
-            elif isinstance(each, tuple):  # a bundle's inputs name their roles
-                yield each
+            elif isinstance(each, tuple):  # a bundle's inputs name their roles, the claims of seeds their seed
+                yield str(each[0]), each[1]
 
 
 def _write_placeholder(path: Path) -> None:
@@ -305,6 +305,12 @@ def _export_model(job: Job) -> Stub:
     return Stub(artifacts.ModelExport, said, ("model.safetensors", "README.md"))
 
 
+def _tabulate_seeds(job: Job) -> Stub:
+    claims = [artifacts.MetricsTable.read(path) for _, path in job.given]
+    said = claims[0].model_dump(include={"contract", "contract_hash", "distance_name", "score_name"})
+    return Stub(artifacts.SeedsTable, said | {"seeds": len(claims)}, ("table.md",))
+
+
 # --- claims ----------------------------------------------------------------------------------------------------------
 
 _TABLES = ("claim", "curve", "last_k", "alpha_sweep")
@@ -365,5 +371,6 @@ STUBS: dict[str, Callable[[Job], Stub]] = {
     "export_images": _export_images,
     "audit_neighbours": _audit_neighbours,
     "export_model": _export_model,
+    "tabulate_seeds": _tabulate_seeds,
     "make_bundle": _make_bundle,
 }

@@ -31,7 +31,7 @@ class Stubs(NamedTuple):
     @property
     def artifacts(self) -> list[Path]:
         found = [*self.root.rglob("*.json"), *self.root.rglob("*.done")]
-        return [path for path in found if path.name != "config.json" or path.parent.parent.name == "runs"]  # or a tokenizer's
+        return [path for path in found if path.name != "config.json" or path.parent.parent.name == "runs"]
 
 
 @pytest.fixture(scope="module")

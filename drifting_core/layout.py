@@ -297,6 +297,7 @@ class Layout:
         os.environ["CONFIGURATION"] = _json(self.active.model_dump(mode="json"))
         if self.active.rehearsal:
             os.environ[REHEARSAL] = "1"
+        os.environ.pop(STUB, None)  # what the user's shell says makes no stubs
         if self.active.stub:
             os.environ[STUB] = "1"
 

@@ -124,7 +124,7 @@ class Artifact(BaseModel):
             where = ".".join(str(part) for part in first["loc"]) or "the whole file"
             raise Fault(f"{path}: not a {cls.__name__}: {where}: {first['msg']}; remove it to make it again") from None
         if found.stub and STUB not in os.environ:
-            raise Fault(f"{path}: a stub, which holds nothing that was computed; expected what a run without stub mode made")
+            raise Fault(f"{path}: a stub, which holds nothing that was computed; give what a run without stub: true made")
         return found
 
     def verify(self, folder: Path) -> None:

@@ -70,8 +70,9 @@ def test_a_root_is_of_stubs_or_of_results(
     Layout(stub)
     (tmp_path / "stub/results/runs").mkdir()
     Layout(stub)
-    with pytest.raises(Fault, match="results: stub/results holds stubs"):
-        Layout(over)
+    for below in ("", "/runs", "/runs/new"):
+        with pytest.raises(Fault, match=f"results: stub/results{below} holds stubs"):
+            Layout(config.load(demo_values | {"results": f"stub/results{below}"}))
     (tmp_path / "stub/results/STUBS").unlink()
     Layout(over)
     with pytest.raises(Fault, match=r"others are that are no stubs \(runs\)"):

@@ -110,11 +110,10 @@ def test_no_real_job_takes_one(stubs: Stubs, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_real_plan_over_stubs_is_refused(stubs: Stubs) -> None:
-    for results in ("stub/results", "stub/results/below"):
-        done = stubs.site.snakemake("-n", "--config", f"results={results}", config=L2)
-        assert done.returncode != 0
-        assert f"results: {results} holds stubs" in done.stdout
-        assert "Traceback" not in done.stdout
+    done = stubs.site.snakemake("-n", "--config", "results=stub/results", config=L2)
+    assert done.returncode != 0
+    assert "results: stub/results holds stubs" in done.stdout
+    assert "Traceback" not in done.stdout
     here = Site(ROOT)  # where plan.py finds the Snakefile
     plan = here.run("plan.py", "--configfile", L2, "--config", f"results={stubs.root}")
     assert plan.returncode == 1

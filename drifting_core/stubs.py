@@ -46,8 +46,10 @@ class Job(NamedTuple):
     sections: dict[str, Any]
 
     def of(self, role: str, kind: type[Kind]) -> Kind:
+        """What was given as `role`. Raises Fault when it is of another kind: the rule is wrong."""
         found = self.read[role]
-        assert isinstance(found, kind)
+        if not isinstance(found, kind):
+            raise Fault(f"--{role}: found {dict(self.given)[role]}, a {type(found).__name__}; expected a {kind.__name__}")
         return found
 
 
@@ -62,7 +64,7 @@ class Stub(NamedTuple):
 def make_stub(script: str, arguments: Namespace) -> None:
     """Write what `script` promises with these arguments. Raises Fault where no stub is known, or an input is not valid."""
     if script not in STUBS:
-        raise Fault(f"stub mode does not know what {script}.py writes; add it to drifting_core/stubs.py")
+        raise Fault(f"stub mode does not know what {script}.py writes; add it to STUBS in drifting_core/stubs.py")
     given = list(_given(arguments))
     how = getattr(arguments, "operations", {})
     job = Job(arguments, given, {role: read_any(path) for role, path in given}, sections(_slice(arguments), how))

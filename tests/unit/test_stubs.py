@@ -24,8 +24,17 @@ def test_every_rules_script_is_known(root: Path) -> None:
 
 
 def test_a_script_that_is_not_known_is_said(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=r"does not know what new_stage.py writes; add it to drifting_core/stubs.py"):
+    with pytest.raises(Fault, match=r"does not know what new_stage.py writes; add it to STUBS in drifting_core/stubs.py"):
         make_stub("new_stage", Namespace(output=tmp_path / "x.json"))
+
+
+def test_a_rule_that_gives_the_wrong_artifact_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STUB, "1")
+    given, output = tmp_path / "packed.json", tmp_path / "verify_train.json"
+    smallest(PackedImages).write(given)
+    with pytest.raises(Fault, match=r"--latents: found .*/packed.json, a PackedImages; expected a LatentManifest"):
+        make_stub("verify_latents", Namespace(latents=given, output=output, log=tmp_path / "log"))
+    assert not output.exists()
 
 
 def test_every_artifact_has_a_smallest_instance() -> None:

@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan runs prune docs clean
+.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan runs prune stub docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -67,6 +67,10 @@ runs: $(READY) ## all runs in results/: state, numbers, cost, what they differ i
 
 prune: $(READY) ## what can go from results/, what stays and why; removes nothing
 	@$(BIN)/python workflow_scripts/prune.py
+
+# No job computes, so that many may run on few cores.
+stub: $(READY) ## every job of a configuration writes a stub, below stub/: make stub CONFIG=config/l2.yaml (2 minutes on 2 cores)
+	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local --cores 16 --configfile $(CONFIG) --config stub=true
 
 docs: $(READY) ## write the generated pages: config/schema.json, docs/configuration.md, the costs in docs/imagenet.md
 	$(BIN)/python workflow_scripts/write_configuration_reference.py

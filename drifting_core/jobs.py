@@ -23,7 +23,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from drifting_core.artifacts import STUB
 from drifting_core.faults import CALL_AGAIN, Fault, Stopped
+from drifting_core.stubs import REAL, make_stub
 
 log = logging.getLogger("drifting")
 
@@ -32,6 +34,10 @@ SIZE = "DRIFTING_SIZE"  # how many they are
 SRUN = "DRIFTING_SRUN"  # set for the tasks of a SLURM step that devices.py started
 ENDED = "exit code %d after %s, peak memory %.0f MB"  # last line of a log
 _LINE_SECONDS = 30.0  # between lines of a batch log that say how far a job is
+
+
+class _StubMade(Exception):
+    """In place of its work, the job has written its stub."""
 
 
 def parser(description: str | None, *, example: str = "") -> argparse.ArgumentParser:
@@ -51,7 +57,7 @@ def takes_configuration(made: argparse.ArgumentParser) -> None:
 
 
 def start(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, open the log, and begin it with the command that repeats this job.
+    """Parse, open the log, and begin it with the command that repeats this job. In stub mode most jobs go no further.
 
     Of several ranks the first speaks; the others say what goes wrong.
     """
@@ -75,6 +81,12 @@ def start(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
     # Thread pools read these when numpy and torch are imported, which happens after this line.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = str(arguments.threads)
+    script = Path(made.prog).stem
+    if STUB in os.environ and script not in REAL:
+        make_stub(script, arguments)
+        if "CUDA_VISIBLE_DEVICES" in os.environ:
+            log.info("stub: nothing computed, with GPU %s granted", os.environ["CUDA_VISIBLE_DEVICES"])
+        raise _StubMade
     return arguments
 
 
@@ -119,6 +131,8 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
 def _exit_code(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
     try:
         main(argv)
+    except _StubMade:
+        return 0
     except Stopped as stopped:
         log.warning("stopped: %s; the same command continues", stopped)
         return CALL_AGAIN

@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from drifting_core import config as settings
+from drifting_core.artifacts import STUB, publish_text
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
 from drifting_core.identity import operations
 from drifting_core.pool import REHEARSAL
+
+_STUBS = "STUBS"  # a file in the results root of stub mode
 
 
 class Layout:
     """Paths below one results root, for the active configuration and for runs that left theirs there."""
 
     def __init__(self, active: Configuration) -> None:
+        """Raises Fault where stubs would come among results, or results among stubs."""
         self.active = active
-        self.root = active.results
+        self.root = str(active.root)
         self._stored: list[Configuration] | None = None
+        _keep_stubs_apart(active.root, active.stub)
 
     def find(self, stage: str, key: str) -> Configuration:
         """The configuration whose `stage` folder is named `key`. Raises Fault when none is known."""
@@ -272,6 +277,11 @@ class Layout:
         """JSON of what the packed archives depend on."""
         return _json(self.active.slice("data"))
 
+    def mark_stubs(self) -> None:
+        """In stub mode, say so in the results root before anything is made there."""
+        if self.active.stub:
+            publish_text(Path(self.root) / _STUBS, "Made in stub mode (docs/operations.md): nothing here was computed.\n")
+
     def set_environment(self, workflow: str) -> None:
         """Set what the rules' shell commands read from the environment and not from params.
 
@@ -287,6 +297,25 @@ class Layout:
         os.environ["CONFIGURATION"] = _json(self.active.model_dump(mode="json"))
         if self.active.rehearsal:
             os.environ[REHEARSAL] = "1"
+        os.environ.pop(STUB, None)  # what the user's shell says makes no stubs
+        if self.active.stub:
+            os.environ[STUB] = "1"
+
+
+def _keep_stubs_apart(root: Path, stub: bool) -> None:
+    marked = [folder for folder in (root, *root.absolute().parents) if (folder / _STUBS).is_file()]
+    if marked and not stub:
+        raise Fault(
+            f"results: {root} holds stubs ({marked[0] / _STUBS} says so), of which nothing real can be made; name another "
+            "folder (stub mode is stub: true with `results` as it was)"
+        )
+    # Logs may be there before anything is made.
+    made = sorted(path.name for path in root.glob("*") if path.name != "logs") if stub and not marked else []
+    if made:
+        raise Fault(
+            f"stub: true makes its files in {root}, where others are that are no stubs ({', '.join(made)}); move that "
+            "folder away, or name other `results`"
+        )
 
 
 def _json(value: Any) -> str:

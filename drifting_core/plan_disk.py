@@ -45,8 +45,8 @@ def usage(config: Configuration, jobs: Sequence[Job], folder: Path) -> list[Usag
     nothing = Amount(0.0, 0)
     archives = [getattr(config.data.archives, name) for name in type(config.data.archives).model_fields]
     parents = {str(Path(path).parent) for path in archives if path}
-    read = sorted(parent for parent in parents if not Path(parent).is_relative_to(config.results))
-    places = {"results": config.results, **dict.fromkeys(read, ""), "TMPDIR": tempfile.gettempdir()}
+    read = sorted(parent for parent in parents if not Path(parent).is_relative_to(config.root))
+    places = {"results": config.root, **dict.fromkeys(read, ""), "TMPDIR": tempfile.gettempdir()}
     found: dict[int, Usage] = {}
     for name, path in places.items():
         here = storage.existing(folder / (path or name))
@@ -68,7 +68,7 @@ def _results(config: Configuration, jobs: Sequence[Job], folder: Path) -> tuple[
     outputs = [path for job in jobs for path in job.outputs]
     there, added, peak, beside = Amount(0.0, 0), 0.0, 0.0, 0.0
     for stage in ("sources", "tokenizer", "network", "reference", "data", "encoder", "run"):
-        of_stage = f"{config.results}/sources" if stage == "sources" else layout.folder(stage)
+        of_stage = f"{config.root}/sources" if stage == "sources" else layout.folder(stage)
         has = content_of(folder / of_stage)
         there = Amount(there.bytes + has.bytes, there.files + has.files)
         if any(path.startswith(f"{of_stage}/") for path in outputs):

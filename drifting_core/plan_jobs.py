@@ -53,10 +53,10 @@ def ask_snakemake(config: Configuration, preset: Path, overrides: Sequence[str],
 
     The dry run names the jobs that would run, the graph (asked for where there is something) all jobs, side by side.
     """
-    arguments = [f"{config.results}/claim_bundle.done", "--profile", str(profile), "--configfile", str(preset)]
+    arguments = [f"{config.root}/claim_bundle.done", "--profile", str(profile), "--configfile", str(preset)]
     arguments += ["--config", *overrides] if overrides else []
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile")]
-    ways = [["-n"], ["--dag", "dot"]] if any((folder / config.results).glob("*/*")) else [["-n"]]
+    ways = [["-n"], ["--dag", "dot"]] if any((folder / config.root).glob("*/*")) else [["-n"]]
     commands = [[*snakemake, *how, *arguments] for how in ways]
     running = [
         subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -81,7 +81,7 @@ def _networks(config: Configuration) -> Iterator[Need]:
         yield from _network(config, "encoder", config.encoder.before_finetune, autoencoder_parameters(config))
         starts["encoder"] = config.encoder.init_from
     for section, path in starts.items():
-        if path and not Path(path).is_relative_to(config.results):  # what lies there is made
+        if path and not Path(path).is_relative_to(config.root):  # what lies there is made
             yield Need("export that the training starts from", f"{section}.init_from", Path(path))
 
 
@@ -94,7 +94,7 @@ def _network(config: Configuration, name: str, section: Importable, parameters: 
 
 
 def _downloaded(config: Configuration, what: str, key: str, download: Download, known: Mapping[str, File]) -> Iterator[Need]:
-    root = Path(config.results) / "sources" / download.key
+    root = config.root / "sources" / download.key
     source, command = f"{download.repository} at {download.revision}", download_command(download, str(root))
     for name in download.files:
         place = root / download.folder / name

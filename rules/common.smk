@@ -18,7 +18,7 @@ except Fault as fault:
     raise WorkflowError(str(fault)) from None
 
 ACTIVE = LAYOUT.active
-RESULTS = ACTIVE.results
+RESULTS = LAYOUT.root
 LOGS = f"{RESULTS}/logs"
 
 # Every cluster job parses this file, so its shell command finds the same environment there.
@@ -81,6 +81,7 @@ def record_adopted_jobs():
 
 # The last handler that is named counts: all that a start does stands here.
 onstart:
+    LAYOUT.mark_stubs()
     record_adopted_jobs()
     if workflow.executor_plugin.name == "local":
         share_devices()

@@ -61,6 +61,7 @@ from drifting_core.artifacts.networks import (
     StateMarker,
 )
 from drifting_core.artifacts.publishing import (
+    STUB,
     Artifact,
     FileRecord,
     Sha256,
@@ -74,6 +75,7 @@ from drifting_core.artifacts.publishing import (
 )
 
 __all__ = [
+    "STUB",
     "ArchiveCheck",
     "Archives",
     "Artifact",

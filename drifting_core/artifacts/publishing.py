@@ -9,13 +9,14 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from drifting_core.faults import Fault
 
 Sha256 = str
+STUB = "DRIFTING_STUB"  # set for the jobs of stub mode (configuration key stub)
 
 
 def sha256_file(path: Path) -> Sha256:
@@ -88,7 +89,8 @@ class Artifact(BaseModel):
     """Base of every JSON artifact.
 
     `configuration` is the hash of the identity that the stage was given, `inputs` maps each artifact that was read to its
-    hash, `files` maps the files that this artifact stands for (paths relative to its folder) to size and hash.
+    hash, `files` maps the files that this artifact stands for (paths relative to its folder) to size and hash. `stub` says
+    that nothing was computed: what stub mode writes has it, and only stub mode reads that. (False is not written.)
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -98,21 +100,32 @@ class Artifact(BaseModel):
     code: str
     inputs: dict[str, Sha256] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)
+    stub: bool = Field(default_factory=lambda: STUB in os.environ)
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = written(self)
+        if not self.stub:
+            values.pop("stub", None)
+        return values
 
     def write(self, path: Path) -> None:
         publish_text(path, json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Raises Fault when the file is missing, no JSON, or not what this kind of artifact promises."""
+        """Raises Fault when the file is missing, no JSON, a stub, or not what this kind of artifact promises."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            found = cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise Fault(f"{path}: missing; {cls.must_exist}") from None
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole file"
             raise Fault(f"{path}: not a {cls.__name__}: {where}: {first['msg']}; remove it to make it again") from None
+        if found.stub and STUB not in os.environ:
+            raise Fault(f"{path}: a stub, which holds nothing that was computed; give what a run without stub: true made")
+        return found
 
     def verify(self, folder: Path) -> None:
         """Re-hash every listed file below `folder`. Raises Fault naming the first that differs."""

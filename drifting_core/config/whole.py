@@ -26,6 +26,9 @@ class Configuration(Section):
     rehearsal: bool = operation(
         False, "jobs get the GPUs that they ask for and compute on the CPU: to try a scheduler without using its GPUs"
     )
+    stub: bool = operation(
+        False, "each job writes a small placeholder in place of computing, below stub/ beside `results`: to try the workflow"
+    )
     devices: tuple[Natural | Device, ...] = operation(
         (),
         "GPUs that jobs on one machine share, by index or UUID (CUDA_VISIBLE_DEVICES); empty: all. SLURM grants its own",
@@ -45,6 +48,12 @@ class Configuration(Section):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def root(self) -> Path:
+        """Root of everything that is made: `results`, or the folder of that name below a folder `stub` beside it."""
+        results = Path(self.results)
+        return results.parent / "stub" / results.name if self.stub else results
 
     @property
     def latent_size(self) -> int:

@@ -18,7 +18,7 @@ _MOUNTS = Path("/proc/self/mountinfo")
 
 def check_room(config: Configuration) -> Iterator[Finding]:
     """What the plan says and is not there yet, against what the disk and the user's quota have left."""
-    here = storage.existing(Path(config.results))
+    here = storage.existing(config.root)
     system = storage.file_system(here, _MOUNTS.read_text())
     quota = ask(storage.quota_command(system, getpass.getuser()), ANSWER_SECONDS)
     layout = Layout(config)
@@ -41,7 +41,7 @@ def check_room(config: Configuration) -> Iterator[Finding]:
 
 def check_file_system(config: Configuration, slurm: bool) -> Iterator[Finding]:
     """Its kind, and that locks keep others out and renames replace."""
-    here = storage.existing(Path(config.results))
+    here = storage.existing(config.root)
     system = storage.file_system(here, _MOUNTS.read_text())
     kind = f"{here} is on {system.kind}, {'a network file system' if system.network else 'of this machine'}"
     try:

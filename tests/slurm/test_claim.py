@@ -33,9 +33,9 @@ class Attempt(NamedTuple):
         return self.start < other.end and other.start < self.end
 
 
-def attempts(site: SlurmSite) -> list[Attempt]:
+def attempts(site: SlurmSite, results: str = "results") -> list[Attempt]:
     """Of all jobs of the folder."""
-    found, logs = [], site.folder / "results/logs/slurm"
+    found, logs = [], site.folder / results / "logs/slurm"
     for row in site.cluster.jobs():
         if row["WorkDir"] != str(site.folder):
             continue

@@ -23,6 +23,7 @@ from drifting_core import artifacts
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGET = "results/claim_bundle.done"
+STUB_TARGET = f"stub/{TARGET}"
 
 # What a training leaves for readers: written by each of its jobs, no output of any.
 RECORDS = {
@@ -82,9 +83,7 @@ class Site:
         """(rule, output) of every job that a dry run would start."""
         done = self.snakemake("-n", *arguments, **how)
         assert done.returncode == 0, done.stdout
-        return re.findall(
-            r"^(?:local)?rule (\w+):\n(?:    input: .*\n)?    output: ([^\s,]+)(?:, .*)?$", done.stdout, re.MULTILINE
-        )
+        return jobs_in(done.stdout)
 
     def finished(self) -> dict[Path, int]:
         """Outputs that Snakemake takes for done, with their modification times."""
@@ -117,6 +116,11 @@ class Site:
         """Every JSON that the workflow wrote, parsed."""
         paths = [*(self.folder / "results").rglob("*.json"), *(self.folder / "results").rglob("*.done")]
         return {path: json.loads(path.read_text()) for path in paths}
+
+
+def jobs_in(output: str) -> list[tuple[str, str]]:
+    """(rule, output) of every job that Snakemake says that it runs, or would run."""
+    return re.findall(r"^(?:local)?rule (\w+):\n(?:    input: .*\n)?    output: ([^\s,]+)(?:, .*)?$", output, re.MULTILINE)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan docs clean
+.PHONY: help setup demo smoke encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -22,6 +22,11 @@ $(READY): pyproject.toml envs/constraints.txt
 demo: $(READY) ## the whole pipeline on real photos, to a claim bundle (about 10 minutes on 2 cores)
 	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local results/claim_bundle.done
 	@$(BIN)/python workflow_scripts/show_claim.py results/claim_bundle.done
+
+smoke: $(READY) ## the clean-room check of a new machine: archives to bundle, everything promised is there (about a minute)
+	rm -rf results_smoke
+	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local results_smoke/claim_bundle.done --configfile config/smoke.yaml
+	@$(BIN)/python workflow_scripts/smoke.py --configfile config/smoke.yaml
 
 # The demo's encoder without the fine-tune inside its training, and with one after it; a thread each, so that widths train side by side.
 ENCODERS := encoder={variants: [64], resources: {threads: 1}, training: {steps: 420, finetune_steps: 0, finetune_ramp_steps: 0, finetune_weight: 0}, \

@@ -73,6 +73,7 @@ def test_every_rule_has_its_thin_script_and_every_script_its_use(root: Path) -> 
         "describe_images",
         "write_virtual_dataset",
         "draw_progress",
+        "smoke",
     }
     for path in (root / "workflow_scripts").glob("*.py"):
         assert path.stem in by_hand or f"$WORKFLOW_SCRIPTS/{path.name}" in rules, path.name

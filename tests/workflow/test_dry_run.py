@@ -18,7 +18,7 @@ from drifting_core.doctor.profile import asks, read_profile
 from tests.workflow.conftest import ROOT, TARGET, Site
 
 pytestmark = pytest.mark.workflow
-PRESETS = ("demo", "ablation", "b2", "l2", "cifar10", "own_images")
+PRESETS = ("demo", "smoke", "ablation", "b2", "l2", "cifar10", "own_images")
 BLOCK = """
 import importlib.abc, sys
 class Absent(importlib.abc.MetaPathFinder):

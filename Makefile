@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo smoke encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan docs clean
+.PHONY: help setup demo smoke encoders toy test test-fast test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,7 +40,10 @@ toy: $(READY) ## the method on two-dimensional data, beside the published loss (
 	@$(BIN)/python workflow_scripts/run_toy.py results/toy
 
 test: $(READY) ## everything that a change must pass
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
+test-fast: $(READY) ## the unit tests of seconds (under a minute)
+	$(BIN)/python -m pytest -m fast
 
 test-all: $(READY) ## also the tests marked slow
 	$(BIN)/python -m pytest

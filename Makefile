@@ -9,7 +9,7 @@ READY := .venv/.ready
 CONFIG ?= config/demo.yaml
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv with the pinned packages
 
@@ -39,16 +39,19 @@ encoders: $(READY) ## encoders of two widths, fine-tuned and audited, on the pho
 toy: $(READY) ## the method on two-dimensional data, beside the published loss (about 10 minutes on 2 cores)
 	@$(BIN)/python workflow_scripts/run_toy.py results/toy
 
-test: $(READY) ## everything that a change must pass
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Processes that the tests are shared out to (0: none but pytest's own). Jobs of a workflow under test compute, too.
+WORKERS ?= 2
 
-test-fast: $(READY) ## the unit tests of seconds (under a minute)
+test: $(READY) ## everything that a change must pass
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+test-fast: $(READY) ## unit tests that start nothing and train nothing long (under a minute)
 	$(BIN)/python -m pytest -m fast
 
 test-all: $(READY) ## also the tests marked slow
 	$(BIN)/python -m pytest
 
-check: $(READY) ## formatting, lint and types only
+check: $(READY) ## formatting, lint, types and spelling only: the hooks of .pre-commit-config.yaml
 	$(BIN)/python -m pytest tests/test_style.py
 
 benchmark: $(READY) ## time and memory of the objective; with a GPU, of whole steps as well (the tables of docs/performance.md)

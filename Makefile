@@ -1,7 +1,7 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan runs prune stub docs clean
+.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan runs prune stub smoke test-fast docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,7 @@ READY := .venv/.ready
 CONFIG ?= config/demo.yaml
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make .venv with the pinned packages
 
@@ -23,6 +23,11 @@ demo: $(READY) ## the whole pipeline on real photos, to a claim bundle (about 10
 	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local results/claim_bundle.done
 	@$(BIN)/python workflow_scripts/show_claim.py results/claim_bundle.done
 
+smoke: $(READY) ## the clean-room check of a new machine: archives to bundle, everything promised is there (about a minute)
+	rm -rf results_smoke
+	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local results_smoke/claim_bundle.done --configfile config/smoke.yaml
+	@$(BIN)/python workflow_scripts/smoke.py --configfile config/smoke.yaml
+
 # The demo's encoder without the fine-tune inside its training, and with one after it; a thread each, so that widths train side by side.
 ENCODERS := encoder={variants: [64], resources: {threads: 1}, training: {steps: 420, finetune_steps: 0, finetune_ramp_steps: 0, finetune_weight: 0}, \
 	finetune: {steps: 300, batch: 64, learning_rate: 1.0e-3, warmup_steps: 10, ramp_steps: 40, weight: 0.3, ema: 0.98}}
@@ -34,13 +39,19 @@ encoders: $(READY) ## encoders of two widths, fine-tuned and audited, on the pho
 toy: $(READY) ## the method on two-dimensional data, beside the published loss (about 10 minutes on 2 cores)
 	@$(BIN)/python workflow_scripts/run_toy.py results/toy
 
+# Processes that the tests are shared out to (0: none but pytest's own). Jobs of a workflow under test compute, too.
+WORKERS ?= 2
+
 test: $(READY) ## everything that a change must pass
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+test-fast: $(READY) ## unit tests that start nothing and train nothing long (under a minute)
+	$(BIN)/python -m pytest -m fast
 
 test-all: $(READY) ## also the tests marked slow
 	$(BIN)/python -m pytest
 
-check: $(READY) ## formatting, lint and types only
+check: $(READY) ## formatting, lint, types and spelling only: the hooks of .pre-commit-config.yaml
 	$(BIN)/python -m pytest tests/test_style.py
 
 benchmark: $(READY) ## time and memory of the objective; with a GPU, of whole steps as well (the tables of docs/performance.md)

@@ -1,5 +1,6 @@
 # Paths and resources; everything is decided in drifting_core/layout.py.
 import signal
+from typing import get_args
 
 from snakemake.exceptions import WorkflowError
 
@@ -20,6 +21,8 @@ except Fault as fault:
 ACTIVE = LAYOUT.active
 RESULTS = LAYOUT.root
 LOGS = f"{RESULTS}/logs"
+
+SPACES = "|".join(get_args(settings.SpaceKind))
 
 # Every cluster job parses this file, so its shell command finds the same environment there.
 LAYOUT.set_environment(ROOT)
@@ -162,5 +165,5 @@ wildcard_constraints:
     alpha=r"[0-9]+(\.[0-9]+)?",
     seed=r"\d+",
     n=r"\d+",
-    space="dinov2|clip",
-    table="curve|last_k|alpha_sweep|claim(_(dinov2|clip))?",
+    space=SPACES,
+    table=f"curve|last_k|alpha_sweep|claim(_({SPACES}))?",

@@ -93,8 +93,34 @@ def demo_values() -> dict[str, Any]:
     return copy.deepcopy(yaml.safe_load((ROOT / "config" / "demo.yaml").read_text()))
 
 
-# Seconds that each kind of test may take in `make test` on two cores; printed beside what it took, so that growth is seen.
-BUDGETS = {"workflow": 1200, "slow": 1500, "unit": 560}
+# Unit tests that are not fast: files of which a test takes seconds, or starts processes and waits for them.
+WITH_PATIENCE = {f"test_{name}.py" for name in ("doctor",)}
+
+
+def kind_of(item: pytest.Item) -> str | None:
+    """The mark that a test has by where it stands: slurm, fast, or none (workflow and slow stand in the files)."""
+    room = item.path.parent.name
+    if room == "slurm":
+        return "slurm"
+    others = any(item.get_closest_marker(name) for name in ("slow", "gpu", "internet"))
+    return "fast" if room == "unit" and item.path.name not in WITH_PATIENCE and not others else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks, and what `make test` keeps together in one of its processes: a file; the users of one cluster, of one walk."""
+    for item in items:
+        kind = kind_of(item)
+        if kind:
+            item.add_marker(kind)
+        walks = "walk" in getattr(item, "fixturenames", ())
+        group = "slurm" if kind == "slurm" else "walk" if walks else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+# Seconds that each kind of test may take in `make test` on two cores, over both of its processes; printed beside what it
+# took, so that growth is seen.
+BUDGETS = {"slow": 1500, "slurm": 600, "workflow": 1200, "fast": 60, "unit": 600}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -102,7 +128,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                kind = next((name for name in ("slow", "workflow") if name in report.keywords), "unit")
+                kind = next((name for name in BUDGETS if name in report.keywords), "unit")
                 spent[kind] += report.duration
     terminalreporter.section("time by kind of test")
     for kind, seconds in spent.items():

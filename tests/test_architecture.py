@@ -75,6 +75,7 @@ def test_every_rule_has_its_thin_script_and_every_script_its_use(root: Path) -> 
         "draw_progress",
         "prune",
         "runs",
+        "smoke",
     }
     for path in (root / "workflow_scripts").glob("*.py"):
         assert path.stem in by_hand or f"$WORKFLOW_SCRIPTS/{path.name}" in rules, path.name

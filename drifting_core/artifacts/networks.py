@@ -9,13 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from drifting_core.artifacts.data import LatentContract
 from drifting_core.artifacts.publishing import Artifact, Sha256, publish_text
+from drifting_core.config import SpaceKind
 
 
 class FeatureNetwork(Artifact):
     """The network that evaluations look through."""
 
     kind: Literal["feature_network"] = "feature_network"
-    network: Literal["inception", "classifier", "dinov2", "clip"]
+    network: Literal["inception", "classifier"] | SpaceKind
     weights: str
     weights_sha256: Sha256  # of the weights as they were published or trained: what names the network
     architecture: dict[str, Any] = Field(default_factory=dict)

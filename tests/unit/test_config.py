@@ -18,7 +18,7 @@ from drifting_core.identity import Section, digest, identity, operations
 from drifting_core.layout import Layout
 
 STAGES = ("data", "tokenizer", "network", "reference", "encoder", "run", "bundle")
-PRESETS = ("demo", "ablation", "b2", "l2")
+PRESETS = ("demo", "smoke", "ablation", "b2", "l2")
 
 
 def keys(values: dict[str, Any]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from drifting_core.plan_report import make_plan
 from tests.workflow.conftest import ROOT, TARGET, Site, Walk
 
 pytestmark = pytest.mark.workflow
-PRESETS = ("demo", "ablation", "b2", "l2", "cifar10", "own_images")
+PRESETS = ("demo", "smoke", "ablation", "b2", "l2", "cifar10", "own_images")
 BLOCK = """
 import importlib.abc, sys
 class Absent(importlib.abc.MetaPathFinder):

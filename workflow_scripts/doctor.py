@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(finding, flush=True)
         failed += finding.level == "FAIL"
     if failed:
-        raise Fault(f"{failed} check(s) failed")
+        raise Fault(f"{failed} check(s) failed; do what their lines say, and ask again")
 
 
 if __name__ == "__main__":

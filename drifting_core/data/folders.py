@@ -29,7 +29,7 @@ def _places(data: config.Data) -> dict[str, str]:
 def _check_one(place: Path, split: str) -> ArchiveCheck:
     if not place.is_dir():
         raise Fault(
-            f"{place} (data.archives.{split}): no such folder; expected a folder with a sub-folder of images per class"
+            f"{place} (data.archives.{split}): no such folder; set the key to a folder with a sub-folder of images per class"
         )
     return ArchiveCheck(name=place.name, bytes=None, md5=None, md5_check="nothing_to_compare")
 
@@ -52,7 +52,7 @@ def listing(data: config.Data) -> Listing:
         names, validation = _images(validation_root)
         if names != wnids:
             raise Fault(
-                f"{validation_root}: its sub-folders are {few(names)}, those of {root} are {few(wnids)}; expected the same"
+                f"{validation_root}: its sub-folders are {few(names)}, those of {root} are {few(wnids)}; give both the same"
             )
     else:
         validation_root = root
@@ -115,7 +115,10 @@ def describe(data: config.Data) -> str:
         training, validation = _held_out(training, data.hold_out)
     counts = {"train": [len(images) for images in training], "val": [len(images) for images in validation]}
     if not counts["train"] or not counts["val"]:
-        raise Fault(f"{data.archives.train}: no sub-folder with images ({', '.join(SUFFIXES)})")
+        raise Fault(
+            f"{data.archives.train}: no sub-folder with images ({', '.join(SUFFIXES)}); name a folder with one per "
+            "class in data.archives.train"
+        )
     lines = ["  expected:", f"    classes: {len(training)}"]
     lines += [f"    {split}_images: {sum(of)}" for split, of in counts.items()]
     lines += [f"    {split}_per_class: [{min(of)}, {max(of)}]" for split, of in counts.items()]

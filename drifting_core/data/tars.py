@@ -227,7 +227,10 @@ def _joined(parts: list[Members]) -> Members:
 
 def _require_inside(name: str, archive: str) -> None:
     if name.startswith("/") or (".." in name and ".." in name.split("/")):
-        raise Fault(f"{archive}: the member {name!r} would leave the folder of the archive; it is not the published one")
+        raise Fault(
+            f"{archive}: the member {name!r} would leave the folder of the archive; it is not the published one: "
+            "download that"
+        )
 
 
 def _cut(archive: str, name: str, length: int, payload: int, end: int) -> Fault:

@@ -21,6 +21,7 @@ from drifting_core.models.importing import undescribed
 from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder
 from drifting_core.provenance import code_version
 
+_REMEDY = "\nset these keys to what it has, or make the export again"
 _SEED = 0  # of masks and of the choice of training images: the same for every encoder
 _BATCH = 250
 
@@ -73,7 +74,9 @@ def require_audited(metadata: Path, audit: Path, encoder: config.Encoder) -> Non
     if checked.inputs.get("encoder") != hashes({"encoder": metadata})["encoder"]:
         problems.append(f"  {audit} is the audit of another export ({checked.encoder}, step {checked.step}); make it again")
     if problems:
-        raise Fault(f"{metadata}: not the audited encoder that the configuration describes:\n" + "\n".join(problems))
+        raise Fault(
+            f"{metadata}: not the audited encoder that the configuration describes:\n" + "\n".join(problems) + _REMEDY
+        )
 
 
 # --- what is said and what is there ---------------------------------------------------------------------------------
@@ -93,7 +96,7 @@ def require_described(metadata: Path, export: Export, encoder: config.Encoder, s
     if export.parameters != expected:
         problems.append(f"  parameters: {export.parameters:,}, an encoder of its architecture has {expected:,}")
     if problems:
-        raise Fault(f"{metadata}: not the encoder that the configuration describes:\n" + "\n".join(problems))
+        raise Fault(f"{metadata}: not the encoder that the configuration describes:\n" + "\n".join(problems) + _REMEDY)
 
 
 def _unlike(found: LatentContract, stored: LatentContract) -> list[str]:

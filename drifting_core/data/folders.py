@@ -13,6 +13,7 @@ from drifting_core.artifacts import ArchiveCheck, Archives
 from drifting_core.data.listing import Found, Listing, Split, Table, few, require_counts
 from drifting_core.data.tars import Member
 from drifting_core.faults import Fault
+from drifting_core.jobs import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 
@@ -67,11 +68,14 @@ def listing(data: config.Data) -> Listing:
 def _images(root: Path) -> tuple[list[str], list[list[Member]]]:
     """Names of the classes, sorted, and the images of each, sorted by their path below `root`."""
     names, classes = [], []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    progress = Progress(f"index of {root.name}", len(folders), unit="folders", part=True)
+    for folder in folders:
         images = sorted(_below(folder, root), key=lambda image: image.name)
         if images:
             names.append(folder.name)
             classes.append(images)
+        progress.advance()
     return names, classes
 
 

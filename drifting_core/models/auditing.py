@@ -16,6 +16,7 @@ from drifting_core.artifacts import EncoderAudit, Export, HeldOut, LatentContrac
 from drifting_core.data import draws
 from drifting_core.data.latents import LatentStore
 from drifting_core.faults import Fault
+from drifting_core.jobs import Progress
 from drifting_core.models.exports import AUTOENCODER, WEIGHTS, load_encoder, read_export, read_weights
 from drifting_core.models.importing import undescribed
 from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder
@@ -148,6 +149,7 @@ def _held_out(
     classes, means = _class_means(network, train, known, device)
     head = autoencoder.to(device).classifier if autoencoder else None
     by_head, by_means, error = 0, 0, 0.0
+    progress = Progress("audit", len(val), unit="held-out images")
     for rows in torch.arange(len(val)).split(_BATCH):
         latents, labels = val.gather(rows, torch.zeros_like(rows)).to(device), val.labels[rows].to(device)
         pooled = _pooled(network, latents)
@@ -155,6 +157,7 @@ def _held_out(
         if head is not None and autoencoder is not None:
             by_head += int((head(pooled).argmax(1) == labels).sum())
             error += _reconstruction_error(autoencoder, latents, rows, encoder.mask_ratio)
+        progress.advance(len(rows))
     return HeldOut(
         images=len(val),
         mask_ratio=encoder.mask_ratio,

@@ -34,19 +34,17 @@ ENDED = "exit code %d after %s, peak memory %.0f MB"  # last line of a log
 _LINE_SECONDS = 30.0  # between lines of a batch log that say how far a job is
 
 
-def parser(description: str | None, *, example: str = "") -> argparse.ArgumentParser:
+def parser(description: str | None) -> argparse.ArgumentParser:
     """Argument parser with what all jobs take: `--log FILE` and `--threads N`."""
-    made = argparse.ArgumentParser(
-        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--log", type=Path, help="also write the log to this file")
-    made.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    made.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
     return made
 
 
 def takes_configuration(made: argparse.ArgumentParser) -> None:
     """Add `--configfile` and `--config`, as Snakemake has them: what `config.load_file` reads."""
-    made.add_argument("--configfile", type=Path, default=Path("config/demo.yaml"), help="preset")
+    made.add_argument("--configfile", type=Path, default=Path("config/demo.yaml"), help="preset (default: %(default)s)")
     made.add_argument("--config", nargs="+", default=[], metavar="NAME=VALUE", help="changes, as Snakemake takes them")
 
 

@@ -3,7 +3,7 @@
 Packages, files from outside, the results' disk, and SLURM (or this machine's GPUs) against what the jobs will ask for. The
 exit code is 1 when a check fails. Nothing is changed.
 
-Example: python workflow_scripts/doctor.py --profile slurm --configfile config/ablation.yaml
+Example: python workflow_scripts/doctor.py --profile local
 """
 
 from __future__ import annotations

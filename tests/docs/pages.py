@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Words that a command begins with. A line or code span that begins with none of them is no command.
 PROGRAMS = {
-    "apptainer", "apt-get", "cd", "conda", "export", "git", "hf", "make", "mkdir", "module", "pip", "pre-commit", "python",
-    "python3", "sacctmgr", "sbatch", "scancel", "scontrol", "sinfo", "snakemake", "source", "squeue", "srun", "tensorboard",
-    "uv",
+    "apptainer", "apt-get", "bash", "cd", "conda", "export", "git", "hf", "make", "mkdir", "module", "pip", "pre-commit",
+    "python", "python3", "sacctmgr", "sbatch", "scancel", "scontrol", "sinfo", "snakemake", "source", "squeue", "srun",
+    "tensorboard", "uv",
 }  # fmt: skip
 _ASSIGNMENT = r"[A-Z_]+=(?:'[^']*'|\"[^\"]*\"|[^\s'\"]+)"
 
@@ -94,7 +94,7 @@ def commands(page: Path) -> list[Command]:
     found = []
     for block in blocks:
         if not block.is_python:
-            found += [Command(name(page), line, words) for line, words in _commands_of(block)]
+            found += [Command(name(page), line, words) for line, words in commands_of(block)]
     for line, span in spans(text):
         first, *rest = re.sub(rf"^(?:{_ASSIGNMENT} )+", "", span).split(" ", 1)
         if first in PROGRAMS and rest:
@@ -102,7 +102,8 @@ def commands(page: Path) -> list[Command]:
     return found
 
 
-def _commands_of(block: Block) -> list[tuple[int, str]]:
+def commands_of(block: Block) -> list[tuple[int, str]]:
+    """Line and text of every command in a block."""
     found: list[tuple[int, str]] = []
     prefix, open_line = "", False  # an assignment stands before the commands below it
     for number, line in enumerate(block.lines, start=block.line):

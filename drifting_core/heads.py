@@ -208,7 +208,8 @@ def planned_jobs(folder: Path, preset: Path, overrides: Sequence[str] = ()) -> d
     command += ["--config", *overrides] if overrides else []
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise Fault(f"`{' '.join(command)}` failed:\n{done.stdout}{done.stderr}".strip())
+        said = f"{done.stdout}{done.stderr}".strip()
+        raise Fault(f"`{' '.join(command)}` failed:\n{said}\nrun it by hand to see more")
     jobs = {}
     for line in done.stdout.splitlines() + done.stderr.splitlines():
         words = line.split()

@@ -301,7 +301,9 @@ def load_file(path: Path, overrides: Sequence[str] = ()) -> Configuration:
     except (OSError, yaml.YAMLError) as error:
         raise Fault(f"{path}: cannot be read as YAML: {error}; correct it, or give another file") from error
     if not isinstance(values, dict):
-        raise Fault(f"{path}: found {type(values).__name__}, expected a mapping of sections; see docs/configuration.md")
+        raise Fault(
+            f"{path}: found {type(values).__name__}, expected a mapping of sections; write it as config/demo.yaml is"
+        )
     for override in overrides:
         name, given, text = override.partition("=")
         try:

@@ -66,8 +66,9 @@ def _require_all(data: config.Data) -> None:
     for role in missing:
         file = published.IMAGENET[role]
         lines.append(f"  {place(data, role)} (data.archives.{role}); for ImageNet: {file.name}, {file.size}, {file.hash}")
-    lines.append(f"put or link them there, or set these keys to where they are; ImageNet's are at {file.source}")
-    raise Fault("\n".join(lines))
+    source = published.IMAGENET["train"].source
+    listed = "\n".join(lines)
+    raise Fault(f"{listed}\nput or link them there, or set these keys to where they are; ImageNet's are at {source}")
 
 
 def check_one(path: Path, role: str, data: config.Data) -> ArchiveCheck:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,3 +152,11 @@ def anchors(page: Path) -> set[str]:
         found[slug] = number + 1
         made.add(f"{slug}-{number}" if number else slug)
     return made
+
+
+@functools.cache
+def names_of_tests(file: str) -> set[str]:
+    """The tests in a file below tests/."""
+    return {
+        node.name for node in ast.walk(ast.parse((ROOT / "tests" / file).read_text())) if isinstance(node, ast.FunctionDef)
+    }

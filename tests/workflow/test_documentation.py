@@ -98,12 +98,7 @@ def test_tests_that_cover_a_command_exist() -> None:
         assert treatment.how != "elsewhere" or treatment.why, treatment.pattern
         for node in treatment.tests:
             file, name = node.split("::")
-            functions = [
-                each.name
-                for each in ast.walk(ast.parse((ROOT / "tests" / file).read_text()))
-                if isinstance(each, ast.FunctionDef)
-            ]
-            assert name in functions, f"{node} covers `{treatment.pattern}`, but is not there"
+            assert name in pages.names_of_tests(file), f"{node} covers `{treatment.pattern}`, but is not there"
 
 
 @pytest.mark.parametrize("text", [text for text, found in TREATED.items() if found and found[0].how == "repeat"])

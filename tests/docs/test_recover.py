@@ -1,4 +1,4 @@
-"""docs/recover.md against the code: its messages are real ones that end with what to do, and common ones are made to happen."""
+"""docs/recover.md against the code: its messages are real and end with what to do; common ones are made to happen."""
 
 from __future__ import annotations
 

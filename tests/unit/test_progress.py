@@ -130,7 +130,7 @@ def test_the_last_line_comes_once(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.messages) == 1
 
 
-def test_a_short_part_of_a_job_says_nothing_at_its_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_short_part_says_nothing_at_its_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     from drifting_core import jobs
 
     clock = iter(float(second) for second in range(1000))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from drifting_core import config
-from tests.docs.pages import ROOT, anchors, links, name, pages, spans, split
+from tests.docs.pages import ROOT, anchors, links, name, names_of_tests, pages, spans, split
 
 # Where pages lead outside. Nothing is fetched: a new address is looked at by hand, and listed here.
 OUTSIDE = {
@@ -20,9 +20,13 @@ OUTSIDE = {
 PAGES = pages()
 IDS = [name(page) for page in PAGES]
 
+# Programs of the runbook, which docs/imagenet.md goes through.
+RUNBOOKS = {"disk_cleanup_checkpoints.py"}
+
 # Folders of the repository; a code span that begins with one of them names a file of it.
 _FOLDERS = r"(?:config|docs|drifting_core|envs|profiles|report|rules|tests|workflow_scripts)"
 
+_FILE = r"\.(?:json|jsonl|py|md|done|npz|h5|yaml|png|html|tar|log|safetensors)$"
 PRESENT = [path.as_posix() for folder in _FOLDERS[3:-1].split("|") for path in (ROOT / folder).rglob("*")]
 
 
@@ -56,7 +60,10 @@ def test_files_that_are_named_are_there(page: Path) -> None:
         if re.fullmatch(rf"{_FOLDERS}/[\w./{{}},*-]+", span):
             for path in _spelled_out(span):
                 assert any(ROOT.glob(path.rstrip("/"))) or path.endswith(".sif"), where
-        elif re.fullmatch(r"(?:[\w-]+/)*\w+\.(?:py|smk)", span):
+        elif re.fullmatch(rf"{_FOLDERS}/[\w./-]+\.py::\w+", span):
+            file, test = span.split("::")
+            assert test in names_of_tests(file.removeprefix("tests/")), where
+        elif re.fullmatch(r"(?:[\w-]+/)*\w+\.(?:py|smk)", span) and span not in RUNBOOKS:
             assert any(path.endswith(f"/{span}") for path in PRESENT), where
 
 
@@ -74,7 +81,7 @@ def test_keys_that_are_named_exist(page: Path) -> None:
     sections = set(config.Configuration.model_fields)
     for line, span in spans(split(page)[1]):
         keys = re.match(r"((?:\w+\.)+\w+)(?::|$)", span)
-        if keys and keys[1].split(".")[0] in sections and not keys[1].endswith((".json", ".py", ".md", ".done")):
+        if keys and keys[1].split(".")[0] in sections and not re.search(_FILE, keys[1]):
             assert _is_key(keys[1]), f"{name(page)}:{line}: `{span}` is no key of the configuration"
 
 

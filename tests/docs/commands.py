@@ -73,7 +73,7 @@ TREATMENTS = (
         f"{_WALK}::test_an_image_folder_is_made_by_name_and_removed_when_told_so",
         f"{_WALK}::test_an_evaluation_of_an_existing_run_is_had_by_name_from_another_configuration",
     ),
-    plan(
+    covered(
         r"snakemake .*--sdm apptainer .*",
         "workflow/test_environments.py::test_apptainer_gets_the_image_and_jobs_run_the_checkout_in_it",
     ),
@@ -98,7 +98,7 @@ TREATMENTS = (
     # --- scripts by hand -----------------------------------------------------------------------------------------------
     run(rf"{SCRIPTS}/verify_bundle\.py .*", says="bundle whole|numbers recomputed"),
     run(rf"{SCRIPTS}/draw_progress\.py .*", says=r"\.png"),
-    run(rf"{SCRIPTS}/(?:status|plan|prune|runs|write_configuration_reference)\.py.*"),
+    run(rf"{SCRIPTS}/(?:status|plan|prune|runs|write_configuration_reference)\.py(?!.* --yes).*"),
     run(rf"{SCRIPTS}/show_claim\.py .*", says="FD"),
     run(rf"{SCRIPTS}/show_encoders\.py .*", says="reconstruction"),
     run(rf"{SCRIPTS}/fetch\.py --list(?: .*)?"),
@@ -128,7 +128,7 @@ TREATMENTS = (
     covered(r"make encoders", "workflow/test_encoders.py::test_stages_and_widths_are_made_and_audited"),
     covered(r"make docs", "test_architecture.py::test_generated_pages_are_in_step"),
     run(r"make (?:plan|help)(?: .*)?"),
-    elsewhere(r"make test(?:-all)?", "these tests themselves"),
+    elsewhere(r"make test(?:-all|-fast)?", "these tests themselves"),
     elsewhere(r"make setup(?: && source \.venv/bin/activate)?", "the tests run in what it makes"),
     elsewhere(r"make (?:benchmark[a-z-]*|parity)(?: .*)?", "minutes of measurements, which assert nothing"),
     # --- other programs --------------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def of(command: Command) -> list[Treatment]:
 
 def here(text: str, names: dict[str, str]) -> str:
     """The command with the demo's names replaced by those of the site: `names` by placeholder (run, encoder, data)."""
-    for placeholder, found in names.items():
+    for placeholder, found in {"preset": "l2", "file": "l2", **names}.items():
         text = text.replace(f"<{placeholder}>", found)
     text = re.sub(r"\b(runs|bundles|logs)/demo-(?:[0-9a-f]{8}|\*)", rf"\1/{names['run']}", text)
     text = re.sub(r"\b(data|logs)/photos-(?:[0-9a-f]{8}|\*)", rf"\1/{names['data']}", text)

@@ -144,7 +144,8 @@ def site(walk: Walk, request: pytest.FixtureRequest, tmp_path_factory: pytest.Te
         (folder / profile).symlink_to(f"profiles/{profile}")
     shutil.copy(walk.site.folder / "config.yaml", folder / "config/demo.yaml")
     (folder / ".venv").mkdir()
-    (folder / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (folder / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     (folder / ".venv/.ready").touch()
     names = {
         key: _only(folder / f"results/{stage}")

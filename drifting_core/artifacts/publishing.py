@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from drifting_core.faults import Fault
 
 Sha256 = str
-_RESTORE = "restore it from a copy, or remove the manifest to make both again"
 
 
 def sha256_file(path: Path) -> Sha256:
@@ -119,6 +118,9 @@ class Artifact(BaseModel):
         """Re-hash every listed file below `folder`. Raises Fault naming the first that differs."""
         for name, record in self.files.items():
             check_file(folder / name, record)
+
+
+_RESTORE = "restore it from a copy, or remove the manifest to make both again"
 
 
 def check_file(path: Path, record: FileRecord) -> None:

@@ -120,10 +120,20 @@ TREATMENTS = (
         "unit/test_latents.py::test_a_virtual_dataset_shows_other_readers_the_whole_split",
     ),
     covered(rf"{SCRIPTS}/run_toy\.py .*", "unit/test_toy.py::test_report_is_written_whole"),
+    covered(rf"{SCRIPTS}/smoke\.py .*", "workflow/test_smoke.py::test_everything_promised_is_found_and_the_bundle_verified"),
+    covered(
+        rf"{SCRIPTS}/prune\.py .*--yes.*", "workflow/test_pruning.py::test_it_frees_what_it_says_and_the_claim_stays_whole"
+    ),
     elsewhere(rf"{SCRIPTS}/make_photos\.py .*", "needs an npm package that is not part of the project"),
     # --- make: each target is also looked at with `make -n` --------------------------------------------------------------
     covered(r"make demo", f"{_WALK}::test_kills_at_random_moments_end_in_the_same_bundle"),
     covered(r"OMP_WAIT_POLICY=passive make demo", f"{_WALK}::test_kills_at_random_moments_end_in_the_same_bundle"),
+    covered(r"make smoke", "workflow/test_smoke.py::test_everything_promised_is_found_and_the_bundle_verified"),
+    covered(
+        r"make stub .*|snakemake .* --config stub=true",
+        "workflow/test_stubs.py::test_the_jobs_are_those_of_the_real_run",
+        "slurm/test_stubs.py::test_the_whole_l2_goes_through_a_cluster_as_stubs",
+    ),
     covered(r"make toy", "unit/test_toy.py::test_runs_in_processes_are_the_runs"),
     covered(r"make encoders", "workflow/test_encoders.py::test_stages_and_widths_are_made_and_audited"),
     covered(r"make docs", "test_architecture.py::test_generated_pages_are_in_step"),
@@ -155,7 +165,7 @@ def of(command: Command) -> list[Treatment]:
 
 def here(text: str, names: dict[str, str]) -> str:
     """The command with the demo's names replaced by those of the site: `names` by placeholder (run, encoder, data)."""
-    for placeholder, found in {"preset": "l2", "file": "l2", **names}.items():
+    for placeholder, found in {"preset": "l2", "file": "l2", "other run": names["run"], **names}.items():
         text = text.replace(f"<{placeholder}>", found)
     text = re.sub(r"\b(runs|bundles|logs)/demo-(?:[0-9a-f]{8}|\*)", rf"\1/{names['run']}", text)
     text = re.sub(r"\b(data|logs)/photos-(?:[0-9a-f]{8}|\*)", rf"\1/{names['data']}", text)

@@ -98,8 +98,9 @@ def commands(page: Path) -> list[Command]:
         if not block.is_python:
             found += [Command(name(page), line, words) for line, words in commands_of(block)]
     for line, span in spans(text):
-        first, *rest = re.sub(rf"^(?:{_ASSIGNMENT} )+", "", span).split(" ", 1)
-        if first in PROGRAMS and rest and (first != "make" or re.fullmatch(r"make [a-z-]+(?: [A-Z]+=\S+)*", span)):
+        bare = re.sub(rf"^(?:{_ASSIGNMENT} )+", "", span)
+        first, *rest = bare.split(" ", 1)
+        if first in PROGRAMS and rest and (first != "make" or re.fullmatch(r"make [a-z-]+(?: [A-Z]+=\S+)*", bare)):
             found.append(Command(name(page), line, span))
     return found
 

@@ -55,7 +55,7 @@ def submit(arguments: Sequence[str], *, minutes: int, memory_mb: int, cpus: int,
     """
     start = read_start(arguments)
     if not start.on_slurm:
-        raise Fault(f"{' '.join(arguments)}: expected a profile whose executor is slurm (--profile slurm)")
+        raise Fault(f"{' '.join(arguments)}: expected a profile whose executor is slurm; give --profile slurm")
     refuse_live_holder(start.folder)
     name = f"{start.name}-head"
     for job in slurm.queue():
@@ -73,7 +73,9 @@ def submit(arguments: Sequence[str], *, minutes: int, memory_mb: int, cpus: int,
     try:
         return executor.submit(Controller(arguments)).job_id
     except submitit.core.utils.FailedJobError as error:
-        raise Fault(f"sbatch refused the controller: {error}") from None
+        raise Fault(
+            f"sbatch refused the controller: {error}; give --partition, --account or --extra as your site wants them"
+        ) from None
 
 
 def _site(resources: Mapping[str, Any]) -> dict[str, Any]:

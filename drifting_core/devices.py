@@ -61,7 +61,10 @@ def place(planned: int) -> Place | None:
     else:
         return None
     if found.size != planned:
-        raise Fault(f"world size {found.size}, but the plan (nodes times ranks of each, resources) says {planned}")
+        raise Fault(
+            f"world size {found.size}, but the plan (nodes times ranks of each, resources) says {planned}; set the stage's "
+            "resources to what is granted, or start again"
+        )
     return found
 
 
@@ -136,7 +139,10 @@ def in_ranks(
     if resources.gpus and resources.ranks_per_node != resources.gpus:
         raise Fault(f"resources.ranks: {resources.ranks} with {resources.gpus} GPUs; a rank has one GPU, leave it at 0")
     if resources.nodes > 1 and not granted_by_slurm():
-        raise Fault(f"resources.nodes: {resources.nodes}; several nodes need SLURM (profiles/slurm), this is one machine")
+        raise Fault(
+            f"resources.nodes: {resources.nodes}; several nodes need SLURM, this is one machine: set it to 1, or "
+            "start with --profile slurm"
+        )
     with writer_lease(folder) as lease:
         held = [lease, *take(resources.gpus, stop)]
         if resources.processes == 1:
@@ -172,7 +178,7 @@ def start_ranks(
     if first is not None:
         raise Fault(
             f"{first} of {count} ranks {_said(started[first].returncode)}, and the others were stopped; the last committed "
-            "state stays, and the same command continues from it"
+            "state stays: see above, and call the same command again to continue from it"
         )
     if any(process.returncode == CALL_AGAIN for process in started.values()):
         raise Stopped(f"all {count} ranks committed and stopped")

@@ -76,7 +76,7 @@ def _profile(name: str | None) -> dict[str, Any]:
             try:
                 return yaml.safe_load(files[-1].read_text()) or {}
             except yaml.YAMLError as error:
-                raise Fault(f"{files[-1]}: cannot be read as YAML: {error}") from error
+                raise Fault(f"{files[-1]}: cannot be read as YAML: {error}; correct it, or give another file") from error
     return {}  # Snakemake says that there is none
 
 
@@ -197,4 +197,4 @@ def clear_stale_lock(folder: Path, arguments: Sequence[str]) -> None:
         unlock = [sys.executable, "-m", "snakemake", "--unlock", *arguments]
         done = subprocess.run(unlock, capture_output=True, text=True)
         if done.returncode:
-            raise Fault(f"`snakemake --unlock` failed:\n{done.stderr.strip()}")
+            raise Fault(f"`snakemake --unlock` failed:\n{done.stderr.strip()}\ncall it by hand where the lock was made")

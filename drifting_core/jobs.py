@@ -40,19 +40,17 @@ class _StubMade(Exception):
     """In place of its work, the job has written its stub."""
 
 
-def parser(description: str | None, *, example: str = "") -> argparse.ArgumentParser:
+def parser(description: str | None) -> argparse.ArgumentParser:
     """Argument parser with what all jobs take: `--log FILE` and `--threads N`."""
-    made = argparse.ArgumentParser(
-        description=description, epilog=example, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--log", type=Path, help="also write the log to this file")
-    made.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    made.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
     return made
 
 
 def takes_configuration(made: argparse.ArgumentParser) -> None:
     """Add `--configfile` and `--config`, as Snakemake has them: what `config.load_file` reads."""
-    made.add_argument("--configfile", type=Path, default=Path("config/demo.yaml"), help="preset")
+    made.add_argument("--configfile", type=Path, default=Path("config/demo.yaml"), help="preset (default: %(default)s)")
     made.add_argument("--config", nargs="+", default=[], metavar="NAME=VALUE", help="changes, as Snakemake takes them")
 
 
@@ -208,11 +206,11 @@ class Progress:
 
     A job that has the terminal to itself shows a bar with the time left. All others write a line every 30 s: in a batch
     log, and where Snakemake started them, since such jobs share its terminal. These have a log file (--log). Of several
-    ranks the first says it.
+    ranks the first says it. A `part` of a job says nothing at its end where it took less than 30 s.
     """
 
-    def __init__(self, label: str, total: int, done: int = 0, unit: str = "steps") -> None:
-        self.label, self.total, self.unit = label, total, unit
+    def __init__(self, label: str, total: int, done: int = 0, unit: str = "steps", *, part: bool = False) -> None:
+        self.label, self.total, self.unit, self._part = label, total, unit, part
         self._first = self._done = done
         self._began = self._said = time.monotonic()
         self._bar: tqdm | None = None
@@ -235,7 +233,8 @@ class Progress:
         if before < self.total <= self._done:
             if self._bar is not None:
                 self._bar.close()
-            self._say(f"{self._rate(now):.3g} a second, in {duration(now - self._began)}", note)
+            if not self._part or now - self._began >= _LINE_SECONDS:
+                self._say(f"{self._rate(now):.3g} a second, in {duration(now - self._began)}", note)
 
     def _rate(self, now: float) -> float:
         return (self._done - self._first) / max(now - self._began, 1e-9)

@@ -95,7 +95,8 @@ class Layout:
             if key in owner.downloads:
                 return _json(owner.downloads[key]._asdict())
         raise Fault(
-            f"no known configuration downloads '{key}'; the active one: {', '.join(self.active.downloads) or 'nothing'}"
+            f"no known configuration downloads '{key}'; the active one: {', '.join(self.active.downloads) or 'nothing'}; "
+            "give the configuration that needs it with --configfile"
         )
 
     def imported(self, stage: str) -> str:
@@ -269,7 +270,7 @@ class Layout:
                 return {each.training.seed: f"{self.folder('run', each)}/tables/claim.json" for each in known.seeded()}
         raise Fault(
             f"no known configuration compares seeds as '{family}': the active one is '{self.active.family}', seeds "
-            f"{list(self.active.seeds)}"
+            f"{list(self.active.seeds)}; give the configuration that does with --configfile and --config 'seeds=[...]'"
         )
 
     @property

@@ -109,7 +109,7 @@ def installed() -> dict[str, str]:
         return {}
     answer = ask(["nvidia-smi", "-L"], _DRIVER_SECONDS)
     if answer.failure:
-        raise Fault(f"`nvidia-smi -L` fails: {answer.failure}")
+        raise Fault(f"`nvidia-smi -L` fails: {answer.failure}; call it by hand, and ask who keeps the machine")
     return {uuid: model for model, uuid in re.findall(r"^GPU \d+: (.*) \(UUID: (\S+)\)", answer.text, re.MULTILINE)}
 
 

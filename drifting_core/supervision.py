@@ -49,7 +49,10 @@ def run_snakemake(arguments: Sequence[str], *, cancel_jobs: bool, silent_minutes
     start = read_start(arguments)
     if start.looks_only or not start.on_slurm:
         if cancel_jobs:
-            raise Fault("--cancel-jobs: belongs to a start with the SLURM executor, found a dry run or another executor")
+            raise Fault(
+                "--cancel-jobs: found a dry run or another executor than SLURM; give it with --profile slurm, or "
+                "leave it out"
+            )
         if not start.looks_only:
             clear_stale_lock(start.folder, arguments)
         # Signals and the exit code are its own.

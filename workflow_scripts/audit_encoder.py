@@ -1,9 +1,6 @@
 """Audit an encoder's export: files, architecture, features, and what it knows of the validation latents.
 
-Example: python workflow_scripts/audit_encoder.py --config '{"data": {...}, "tokenizer": {...}, "encoder": {...}}' \\
-           --operations "$OPERATIONS" --encoder results/encoders/E/export/metadata.json \\
-           --train results/data/D/latents/train/manifest.json --val results/data/D/latents/val/manifest.json \\
-           --output results/encoders/E/export/audit.json
+Example, after `make demo`: bash <(head -n 1 results/logs/audit_encoder/*.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--encoder", type=Path, required=True, help="metadata.json of the export")
     made.add_argument("--train", type=Path, required=True, help="manifest of the training latents (for class means)")
     made.add_argument("--val", type=Path, required=True, help="manifest of the validation latents")
-    made.add_argument("--output", type=Path, required=True, help="audit.json beside the export")
+    made.add_argument("--output", type=Path, required=True, help="audit.json beside the export to be made")
     arguments = start(made, argv)
 
     from drifting_core.devices import device

@@ -1,11 +1,6 @@
 """Look up the nearest training images of generated ones. Writes the output, and a picture per space beside it.
 
-Example:
-  python workflow_scripts/audit_neighbours.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --samples results/runs/R/claim/seed_1000/samples/manifest.json --tokenizer results/tokenizer/T/manifest.json \\
-      --network results/features/N/manifest.json --reference results/reference/F/manifest.json \\
-      --index results/data/D/index.json --latents results/data/D/latents/{train,val}/manifest.json \\
-      --output results/runs/R/neighbours/neighbours.json
+Example, after `make demo`: bash <(head -n 1 results/logs/demo-*/audit_neighbours.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -18,7 +13,7 @@ from drifting_core.identity import digest
 from drifting_core.jobs import json_argument, parser, run, start
 from drifting_core.leases import writer_lease
 
-SLICE = "slice: evaluation.neighbours, evaluation.contract"
+SLICE = "JSON of the configuration slice: evaluation.neighbours, evaluation.contract"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--latents", type=Path, nargs="*", default=(), help="manifests of the stores train and val, if any")
     made.add_argument("--space-networks", type=Path, nargs="*", default=(), help="manifests of further networks")
     made.add_argument("--space-references", type=Path, nargs="*", default=(), help="references made with these, in order")
-    made.add_argument("--output", type=Path, required=True, help="neighbours.json")
+    made.add_argument("--output", type=Path, required=True, help="neighbours.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.devices import device

@@ -2,9 +2,7 @@
 
 Reads the archives that data.archives names; --packed only ties them to the job that made them.
 
-Example:
-  python workflow_scripts/check_archives.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --output results/data/photos-0123abcd/archives.json
+Example, after `make demo`: bash <(head -n 1 results/logs/photos-*/check_archives.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
-    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the configuration slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--packed", type=Path, help="packed.json, when the workflow made the archives")
-    made.add_argument("--output", type=Path, required=True, help="archives.json")
+    made.add_argument("--output", type=Path, required=True, help="archives.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.data.index import check

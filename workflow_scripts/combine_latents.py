@@ -2,10 +2,7 @@
 
 Reads the shards' JSON files and the index. Writes the output beside the shards.
 
-Example:
-  python workflow_scripts/combine_latents.py --config "$SLICE" --operations "$OPERATIONS" --split train \\
-      --index results/data/photos-0123abcd/index.json --shards results/data/photos-0123abcd/latents/train/shard_*.json \\
-      --output results/data/photos-0123abcd/latents/train/manifest.json
+Example, after `make demo`: bash <(head -n 1 results/logs/photos-*/combine_latents_val.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -21,12 +18,12 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
-    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the configuration slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--split", required=True, help="train, val or crops_K")
-    made.add_argument("--index", type=Path, required=True, help="index.json")
+    made.add_argument("--index", type=Path, required=True, help="index.json of the data")
     made.add_argument("--shards", type=Path, nargs="+", required=True, help="shard_0.json, shard_1.json, ...")
-    made.add_argument("--output", type=Path, required=True, help="manifest.json")
+    made.add_argument("--output", type=Path, required=True, help="manifest.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.data.latents import combine

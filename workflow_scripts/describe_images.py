@@ -14,7 +14,12 @@ from drifting_core.jobs import parser, run, start
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--configfile", type=Path, default=Path("config/own_images.yaml"), help="with data.source: folder")
+    made.add_argument(
+        "--configfile",
+        type=Path,
+        default=Path("config/own_images.yaml"),
+        help="preset with data.source: folder (default: %(default)s)",
+    )
     arguments = start(made, argv)
 
     from drifting_core.data.folders import describe

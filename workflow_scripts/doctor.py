@@ -3,7 +3,7 @@
 Packages, files from outside, the results' disk, and SLURM (or this machine's GPUs) against what the jobs will ask for. The
 exit code is 1 when a check fails. Nothing is changed.
 
-Example: python workflow_scripts/doctor.py --profile slurm --configfile config/ablation.yaml
+Example: python workflow_scripts/doctor.py --profile local
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(finding, flush=True)
         failed += finding.level == "FAIL"
     if failed:
-        raise Fault(f"{failed} check(s) failed")
+        raise Fault(f"{failed} check(s) failed; do what their lines say, and ask again")
 
 
 if __name__ == "__main__":

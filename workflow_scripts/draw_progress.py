@@ -1,7 +1,6 @@
 """Draw how a run goes, from the evaluations that are there: its numbers over the milestones, and samples of equal noise.
 
-Example: python workflow_scripts/draw_progress.py --run results/runs/demo-53a04481
-         python workflow_scripts/draw_progress.py --run results/runs/demo-53a04481 --output docs/pictures/demo_progress.png
+Example, after `make demo`: python workflow_scripts/draw_progress.py --run results/runs/demo-53a04481
 """
 
 from __future__ import annotations

@@ -3,11 +3,7 @@
 Reads the index, the images and the tokenizer. Writes shard_K.h5 and the output shard_K.json beside it; a killed job goes on
 from the last finished chunk (.shard_K.journal).
 
-Example:
-  python workflow_scripts/encode_latents.py --config "$SLICE" --operations "$OPERATIONS" --split train --shard 0 \\
-      --index results/data/photos-0123abcd/index.json \\
-      --tokenizer results/tokenizer/trained_photos-0123abcd/manifest.json \\
-      --output results/data/photos-0123abcd/latents/train/shard_0.json
+Example, after `make demo`: bash <(head -n 1 results/logs/photos-*/encode_latents_val_0.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -23,13 +19,13 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
-    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the configuration slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--split", required=True, help="train, val, or crops_K: K random crops of each training image")
-    made.add_argument("--shard", type=int, required=True)
-    made.add_argument("--index", type=Path, required=True, help="index.json")
+    made.add_argument("--shard", type=int, required=True, help="number of the shard, from 0")
+    made.add_argument("--index", type=Path, required=True, help="index.json of the data")
     made.add_argument("--tokenizer", type=Path, required=True, help="the tokenizer's manifest.json")
-    made.add_argument("--output", type=Path, required=True, help="shard_K.json")
+    made.add_argument("--output", type=Path, required=True, help="shard_K.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.data.encoding import encode_shard

@@ -1,11 +1,6 @@
 """Evaluate a set of samples: decode, bytes, feature network, numbers. Writes grid.png and the output beside it.
 
-Example:
-  python workflow_scripts/evaluate.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --samples results/runs/R/samples/step_1000/alpha_1.5/seed_1/n_500/manifest.json \\
-      --tokenizer results/tokenizer/T/manifest.json --network results/features/N/manifest.json \\
-      --reference results/reference/F/manifest.json \\
-      --output results/runs/R/eval/step_1000/alpha_1.5/seed_1/n_500/metrics.json
+Example, after `make demo`: bash <(head -n 1 results/logs/demo-*/evaluate_claim_1000.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -21,13 +16,15 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: evaluation.contract")
+    made.add_argument(
+        "--config", type=json_argument, required=True, help="JSON of the configuration slice: evaluation.contract"
+    )
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--samples", type=Path, required=True, help="manifest.json of the samples")
     made.add_argument("--tokenizer", type=Path, required=True, help="manifest.json of the tokenizer")
     made.add_argument("--network", type=Path, required=True, help="manifest.json of the feature network")
     made.add_argument("--reference", type=Path, required=True, help="manifest.json of the reference statistics")
-    made.add_argument("--output", type=Path, required=True, help="metrics.json")
+    made.add_argument("--output", type=Path, required=True, help="metrics.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.devices import device

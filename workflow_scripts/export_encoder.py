@@ -1,8 +1,6 @@
 """Export the encoder of a trained latent-MAE: EMA weights without decoder and classifier.
 
-Example: python workflow_scripts/export_encoder.py --config '{"data": {...}, "tokenizer": {...}, "encoder": {...}}' \\
-           --operations "$OPERATIONS" --trained results/encoders/E/trained.json \\
-           --latents results/data/D/latents/train/manifest.json --output results/encoders/E/export/metadata.json
+Example, after `make demo`: bash <(head -n 1 results/logs/export_encoder/*.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--trained", type=Path, required=True, help="trained.json of the encoder")
     made.add_argument("--latents", type=Path, required=True, help="manifest of the training latents")
-    made.add_argument("--output", type=Path, required=True, help="metadata.json of the export")
+    made.add_argument("--output", type=Path, required=True, help="metadata.json of the export to be made")
     arguments = start(made, argv)
 
     from drifting_core.training.runs import export_encoder

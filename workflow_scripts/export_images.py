@@ -4,11 +4,8 @@ Beside the output: png/ or jpeg/ (a folder per class, files by sample number; JP
 one file), images.npz (as ADM's evaluator reads it: arr_0 uint8 (N, H, W, 3), arr_1 labels), or sheet.png (the first
 samples of some classes).
 
-Example:
-  snakemake results/runs/R/claim/seed_1000/samples/export/npz.done, which runs
-  python workflow_scripts/export_images.py --config "$SLICE" --operations "$OPERATIONS" --format npz \\
-      --samples results/runs/R/claim/seed_1000/samples/manifest.json --tokenizer results/tokenizer/T/manifest.json \\
-      --index results/data/D/index.json --output results/runs/R/claim/seed_1000/samples/export/npz.done
+Example, after `make demo`:
+  snakemake --profile local results/runs/demo-53a04481/claim/seed_1000/samples/export/sheet.done
 """
 
 from __future__ import annotations
@@ -24,13 +21,15 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: evaluation.contract")
+    made.add_argument(
+        "--config", type=json_argument, required=True, help="JSON of the configuration slice: evaluation.contract"
+    )
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
-    made.add_argument("--format", choices=["png", "jpeg", "tar", "npz", "sheet"], required=True)
+    made.add_argument("--format", choices=["png", "jpeg", "tar", "npz", "sheet"], required=True, help="what is written")
     made.add_argument("--samples", type=Path, required=True, help="manifest.json of the samples")
     made.add_argument("--tokenizer", type=Path, required=True, help="manifest.json of the tokenizer")
     made.add_argument("--index", type=Path, help="index.json, for the names of the classes; without it their numbers")
-    made.add_argument("--output", type=Path, required=True, help="FORMAT.done")
+    made.add_argument("--output", type=Path, required=True, help="FORMAT.done to be made")
     arguments = start(made, argv)
 
     from drifting_core.devices import device

@@ -1,9 +1,6 @@
 """Export the recommended generator as a folder that runs with torch and diffusers alone: weights, pipeline.py, README.md.
 
-Example:
-  python workflow_scripts/export_model.py --recommendation results/runs/R/recommendation.json \\
-      --exports results/runs/R/exports/step_1000/metadata.json --tokenizer results/tokenizer/T/manifest.json \\
-      --index results/data/D/index.json --claim results/runs/R/tables/claim.json --output results/runs/R/model/manifest.json
+Example, after `make demo`: snakemake --profile local model
 """
 
 from __future__ import annotations
@@ -17,12 +14,12 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--recommendation", type=Path, required=True, help="recommendation.json")
+    made.add_argument("--recommendation", type=Path, required=True, help="recommendation.json of the run")
     made.add_argument("--exports", type=Path, nargs="+", required=True, help="metadata.json of each export it can name")
     made.add_argument("--tokenizer", type=Path, required=True, help="manifest.json of the tokenizer")
     made.add_argument("--index", type=Path, required=True, help="index.json, for the names of the classes")
     made.add_argument("--claim", type=Path, required=True, help="the claim's table, for the model card")
-    made.add_argument("--output", type=Path, required=True, help="manifest.json")
+    made.add_argument("--output", type=Path, required=True, help="manifest.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.claims.model_export import export_model

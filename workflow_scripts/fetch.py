@@ -6,8 +6,6 @@ on another machine, and where it belongs.
 With --list, by hand: everything that a configuration needs from outside (place, size, hash, source), and what is missing.
 
 Example: python workflow_scripts/fetch.py --list --configfile config/released_l2.yaml
-         python workflow_scripts/fetch.py --download '{"key": "latent_L_sota-1a5afa9f", "repository": ..., ...}' \\
-           --output results/sources/latent_L_sota-1a5afa9f/manifest.json
 """
 
 from __future__ import annotations

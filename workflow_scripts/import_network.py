@@ -2,9 +2,7 @@
 
 The source is a folder in the authors' published format (flax msgpack and metadata.json) or an export of this project.
 
-Example: python workflow_scripts/import_network.py generator --config "$SLICE" --operations "$OPERATIONS" \\
-           --tokenizer results/tokenizer/T/manifest.json --fetched results/sources/latent_L_sota-1a5afa9f/manifest.json \\
-           --step 200000 --output results/runs/R/exports/step_200000/metadata.json
+Example, of a job that needs published weights: snakemake -n results/claim_bundle.done --configfile config/released_l2.yaml
 """
 
 from __future__ import annotations

@@ -2,9 +2,7 @@
 
 Reads the tar headers and the devkit (or lists the folders); extracts nothing. Writes index.npz and the output.
 
-Example:
-  python workflow_scripts/index_archives.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --archives results/data/photos-0123abcd/archives.json --output results/data/photos-0123abcd/index.json
+Example, after `make demo`: bash <(head -n 1 results/logs/photos-*/index_archives.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
-    made.add_argument("--operations", type=json_argument, required=True)
-    made.add_argument("--archives", type=Path, required=True, help="archives.json")
-    made.add_argument("--output", type=Path, required=True, help="index.json")
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the configuration slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--archives", type=Path, required=True, help="archives.json of the data")
+    made.add_argument("--output", type=Path, required=True, help="index.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.data.index import index

@@ -3,10 +3,7 @@
 Needed roles: claim, last_k, alpha_sweep, recommendation, neighbours, network, reference, tokenizer, index; metrics for
 every row of the tables. Any other JSON below results/ is taken in under the role that it is given.
 
-Example:
-  python workflow_scripts/make_bundle.py --config "$SLICE" --operations "$OPERATIONS" --run R \\
-      --inputs claim=results/runs/R/tables/claim.json metrics=results/runs/R/claim/seed_1000/metrics.json ... \\
-      --output results/bundles/R/claim_bundle.done
+Example, after `make demo`: bash <(head -n 1 results/logs/demo-*/make_bundle.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -22,11 +19,13 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: the whole run and evaluation")
+    made.add_argument(
+        "--config", type=json_argument, required=True, help="JSON of the configuration slice: the whole run and evaluation"
+    )
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--run", required=True, help="name of the run's folder")
     made.add_argument("--inputs", type=role_and_path, nargs="+", required=True, help="role=path of each artifact")
-    made.add_argument("--output", type=Path, required=True, help="bundles/RUN/claim_bundle.done")
+    made.add_argument("--output", type=Path, required=True, help="bundles/RUN/claim_bundle.done to be made")
     arguments = start(made, argv)
 
     from drifting_core.claims.bundle import make_bundle

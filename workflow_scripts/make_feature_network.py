@@ -2,9 +2,7 @@
 
 Reads the images behind --index for a classifier only. Writes model.safetensors and the output beside it.
 
-Example:
-  python workflow_scripts/make_feature_network.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --index results/data/photos-0123abcd/index.json --output results/features/classifier-0123abcd/manifest.json
+Example, after `make demo`: bash <(head -n 1 results/logs/make_feature_network/*.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from drifting_core.identity import digest
 from drifting_core.jobs import json_argument, parser, run, start
 from drifting_core.leases import writer_lease
 
-SLICE = "slice: evaluation.network; for a classifier data and tokenizer too"
+SLICE = "JSON of the configuration slice: evaluation.network; for a classifier data and tokenizer too"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--config", type=json_argument, required=True, help=SLICE)
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--index", type=Path, help="index.json; needed for a classifier")
-    made.add_argument("--output", type=Path, required=True, help="manifest.json")
+    made.add_argument("--output", type=Path, required=True, help="manifest.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.devices import device

@@ -3,10 +3,7 @@
 Reads the images by the index. Writes imagefolder/{train,val}/<wnid>/ and imagefolder/meta.bin beside the output. For
 ImageNet these are 1.33 million files and 144 GB, which no other job reads.
 
-Example:
-  snakemake results/data/photos-0123abcd/imagefolder.done, which runs
-  python workflow_scripts/make_image_folder.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --index results/data/photos-0123abcd/index.json --output results/data/photos-0123abcd/imagefolder.done
+Example, after `make demo`: snakemake --profile local results/data/photos-b48ec2b6/imagefolder.done
 """
 
 from __future__ import annotations
@@ -22,10 +19,10 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
-    made.add_argument("--operations", type=json_argument, required=True)
-    made.add_argument("--index", type=Path, required=True, help="index.json")
-    made.add_argument("--output", type=Path, required=True, help="imagefolder.done")
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the configuration slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--index", type=Path, required=True, help="index.json of the data")
+    made.add_argument("--output", type=Path, required=True, help="imagefolder.done to be made")
     arguments = start(made, argv)
 
     from drifting_core.data.image_folder import make_image_folder

@@ -19,7 +19,7 @@ from drifting_core.jobs import parser, run, start
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--package", type=Path, required=True, help="folder of the unpacked npm package")
-    made.add_argument("--output", type=Path, required=True, help="the mosaic (lossless WebP)")
+    made.add_argument("--output", type=Path, required=True, help="the mosaic (lossless WebP) to be made")
     arguments = start(made, argv)
 
     from drifting_core.artifacts import publish

@@ -2,10 +2,7 @@
 
 Reads images inside the archives by byte offset. Writes statistics.npz, features_train.h5, features_val.h5 and the output.
 
-Example:
-  python workflow_scripts/make_reference.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --index results/data/photos-0123abcd/index.json --network results/features/classifier-0123abcd/manifest.json \\
-      --output results/reference/photos_classifier-0123abcd/manifest.json
+Example, after `make demo`: bash <(head -n 1 results/logs/make_reference/*.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -18,16 +15,16 @@ from drifting_core.identity import digest
 from drifting_core.jobs import json_argument, parser, run, start
 from drifting_core.leases import writer_lease
 
-SLICE = "slice: data, tokenizer, evaluation.network, evaluation.reference"
+SLICE = "JSON of the configuration slice: data, tokenizer, evaluation.network, evaluation.reference"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--config", type=json_argument, required=True, help=SLICE)
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
-    made.add_argument("--index", type=Path, required=True, help="index.json")
+    made.add_argument("--index", type=Path, required=True, help="index.json of the data")
     made.add_argument("--network", type=Path, required=True, help="manifest.json of the feature network")
-    made.add_argument("--output", type=Path, required=True, help="manifest.json")
+    made.add_argument("--output", type=Path, required=True, help="manifest.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.devices import device

@@ -1,9 +1,6 @@
 """One table from evaluations under one contract.
 
-Example:
-  python workflow_scripts/make_table.py --title last_k \\
-      --metrics results/runs/R/eval/step_*/alpha_1.5/seed_1/n_500/metrics.json \\
-      --output results/runs/R/tables/last_k.json
+Example, after `make demo`: bash <(head -n 1 results/logs/demo-*/tabulate_last_k.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--title", required=True, help="what the table shows")
     made.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.json of each row")
-    made.add_argument("--output", type=Path, required=True, help="the table")
+    made.add_argument("--output", type=Path, required=True, help="the table to be made")
     arguments = start(made, argv)
 
     from drifting_core.evaluation.tables import make_table

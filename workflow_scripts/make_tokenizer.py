@@ -2,9 +2,7 @@
 
 Reads the images behind --index only when tokenizer.source is 'trained'. Writes vae/ and the output beside it.
 
-Example:
-  python workflow_scripts/make_tokenizer.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --index results/data/photos-0123abcd/index.json --output results/tokenizer/trained_photos-0123abcd/manifest.json
+Example, after `make demo`: bash <(head -n 1 results/logs/make_tokenizer/*.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -20,11 +18,13 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: tokenizer; or data, tokenizer")
-    made.add_argument("--operations", type=json_argument, required=True)
+    made.add_argument(
+        "--config", type=json_argument, required=True, help="JSON of the configuration slice: tokenizer; or data, tokenizer"
+    )
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--index", type=Path, help="index.json; needed when tokenizer.source is 'trained'")
     made.add_argument("--fetched", type=Path, help="manifest of its download; needed when tokenizer.source is 'hub'")
-    made.add_argument("--output", type=Path, required=True, help="manifest.json")
+    made.add_argument("--output", type=Path, required=True, help="manifest.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.devices import device

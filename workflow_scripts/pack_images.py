@@ -3,9 +3,7 @@
 Reads nothing but the package, or data.archives.packed_from. Writes the three archives where data.archives says, and the
 output, which lists them.
 
-Example:
-  python workflow_scripts/pack_images.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --output results/archives/photos/packed.json
+Example, after `make demo`: bash <(head -n 1 results/logs/pack_images_photos.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -21,9 +19,9 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: data")
-    made.add_argument("--operations", type=json_argument, required=True)
-    made.add_argument("--output", type=Path, required=True, help="packed.json")
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the configuration slice: data")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--output", type=Path, required=True, help="packed.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.data.packing import pack

@@ -1,7 +1,6 @@
 """Say that a canary went through, and remove the weights and the state that it leaves: they are as large as a run's.
 
-Example: python workflow_scripts/pass_canary.py --metrics results/runs/R/canary/eval/metrics.json \\
-           --output results/runs/R/canary/passed.json
+Example, after `make demo`: bash <(head -n 1 results/logs/demo-*/canary.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from drifting_core.leases import writer_lease
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--metrics", type=Path, required=True, help="metrics.json of the canary's evaluation")
-    made.add_argument("--output", type=Path, required=True, help="passed.json, in the canary's folder")
+    made.add_argument("--output", type=Path, required=True, help="passed.json, in the canary's folder to be made")
     arguments = start(made, argv)
 
     with writer_lease(arguments.output.parent):

@@ -1,9 +1,6 @@
 """Choose export and guidance from the tables of the selection seeds.
 
-Example:
-  python workflow_scripts/recommend.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --last-k results/runs/R/tables/last_k.json --sweep results/runs/R/tables/alpha_sweep.json \\
-      --output results/runs/R/recommendation.json
+Example, after `make demo`: bash <(head -n 1 results/logs/demo-*/recommend.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -19,11 +16,13 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: evaluation.selection")
+    made.add_argument(
+        "--config", type=json_argument, required=True, help="JSON of the configuration slice: evaluation.selection"
+    )
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--last-k", type=Path, required=True, help="table of the last exports")
     made.add_argument("--sweep", type=Path, required=True, help="table of the guidance strengths")
-    made.add_argument("--output", type=Path, required=True, help="recommendation.json")
+    made.add_argument("--output", type=Path, required=True, help="recommendation.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.evaluation.recommend import write_recommendation

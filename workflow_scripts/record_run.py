@@ -1,7 +1,6 @@
 """Write a run's full configuration into its folder, so that its evaluations can be asked for by name later.
 
-Example: python workflow_scripts/record_run.py --config '{"data": {...}, ...}' --values "$CONFIGURATION" \\
-           --output results/runs/demo-53a04481/config.json
+Example, after `make demo`: bash <(head -n 1 results/logs/demo-*/record_run.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--config", type=json_argument, required=True, help="JSON of the run's configuration slice")
     made.add_argument("--values", type=json_argument, required=True, help="JSON of the active configuration")
-    made.add_argument("--output", type=Path, required=True, help="config.json of the run's folder")
+    made.add_argument("--output", type=Path, required=True, help="config.json of the run's folder to be made")
     arguments = start(made, argv)
 
     # One of `seeds` has a run of its own: what is recorded is that one's configuration.

@@ -3,8 +3,7 @@
 archives: the three archives that data.archives names. imagefolder: the ImageFolder that was made from them. Later neighbour
 audits show pictures of training images: they need the archives again.
 
-Example:
-  python workflow_scripts/remove_sources.py imagefolder --configfile config/demo.yaml
+Example, after `make demo`: python workflow_scripts/remove_sources.py archives --configfile config/demo.yaml  # lists them
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from drifting_core.jobs import parser, run, start
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("what", choices=("archives", "imagefolder"))
-    made.add_argument("--configfile", type=Path, default=Path("config/demo.yaml"), help="preset")
+    made.add_argument("what", choices=("archives", "imagefolder"), help="what may go")
+    made.add_argument("--configfile", type=Path, default=Path("config/demo.yaml"), help="preset (default: %(default)s)")
     made.add_argument("--yes", action="store_true", help="remove what is listed")
     arguments = start(made, argv)
 

@@ -7,7 +7,7 @@ Arguments are Snakemake's, but for
   --silent-minutes N    Snakemake hangs when it has said nothing for this long and none of its jobs is left (10). While
                         jobs run it looks for news every 3 minutes at least, so fewer than 4 are too few
 
-Example: python workflow_scripts/run_workflow.py --profile slurm results/claim_bundle.done
+Example: python workflow_scripts/run_workflow.py --profile local results/claim_bundle.done
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     made = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    made.add_argument("--cancel-jobs", action="store_true")
-    made.add_argument("--silent-minutes", type=float, default=10)
+    made.add_argument("--cancel-jobs", action="store_true", help="cancel the jobs that are left")
+    made.add_argument(
+        "--silent-minutes", type=float, default=10, help="minutes of silence before it is started again (%(default)s)"
+    )
     own, arguments = made.parse_known_args(arguments)
     raise SystemExit(run_snakemake(arguments, **vars(own)))
 

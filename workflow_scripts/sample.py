@@ -5,10 +5,7 @@ A canary's number of samples (training.canary_samples) is an operation; its labe
 Writes latents.safetensors (float16) and the output beside it. As many processes as evaluation.resources says share the
 batches; finished ones are kept. Exit code 75 means: stopped as asked, the same command continues.
 
-Example:
-  python workflow_scripts/sample.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --export results/runs/R/exports/step_1000/metadata.json --alpha 1.5 --seed 1 --samples 500 \\
-      --output results/runs/R/samples/step_1000/alpha_1.5/seed_1/n_500/manifest.json
+Example, after `make demo`: bash <(head -n 1 results/logs/demo-*/sample_claim_1000.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -24,7 +21,9 @@ from drifting_core.jobs import StopRequest, json_argument, parser, run, start
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: evaluation.sampling")
+    made.add_argument(
+        "--config", type=json_argument, required=True, help="JSON of the configuration slice: evaluation.sampling"
+    )
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--export", type=Path, help="metadata.json of the export; with --alpha")
     made.add_argument("--alpha", type=float, help="guidance strength")
@@ -34,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--samples", type=int, help="number of samples")
     made.add_argument("--index", type=Path, help="index.json, for the label plan 'validation'")
     made.add_argument("--canary", action="store_true", help="instead of --samples: those of training.canary_samples")
-    made.add_argument("--output", type=Path, required=True, help="manifest.json")
+    made.add_argument("--output", type=Path, required=True, help="manifest.json to be made")
     arguments = start(made, argv)
     if (arguments.recommendation is None) == (arguments.export is None or arguments.alpha is None):
         made.error("give --export and --alpha, or --recommendation and --exports")

@@ -1,6 +1,6 @@
 """Print the claim, and where its bundle, sample grid and report are.
 
-Example: python workflow_scripts/show_claim.py results/claim_bundle.done
+Example, after `make demo`: python workflow_scripts/show_claim.py results/claim_bundle.done
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from drifting_core.jobs import parser, run, start
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("claim", type=Path, help="claim_bundle.done")
+    made.add_argument("claim", type=Path, help="claim_bundle.done of the results, or of a bundle")
     arguments = start(made, argv)
 
     from drifting_core.claims.verifying import summary

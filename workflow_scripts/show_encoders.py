@@ -1,6 +1,6 @@
 """Print a table of audited encoders: width, reconstruction error and accuracies on held-out images.
 
-Example: python workflow_scripts/show_encoders.py results/encoders/*/export/audit.json
+Example, after `make demo`: python workflow_scripts/show_encoders.py results/encoders/*/export/audit.json
 """
 
 from __future__ import annotations

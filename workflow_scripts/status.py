@@ -14,7 +14,9 @@ from drifting_core.jobs import parser, run, start
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--results", type=Path, default=Path("results"), help="`results` of the configuration")
+    made.add_argument(
+        "--results", type=Path, default=Path("results"), help="`results` of the configuration (default: %(default)s)"
+    )
     arguments = start(made, argv)
 
     from drifting_core.status import page

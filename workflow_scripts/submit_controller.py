@@ -3,8 +3,7 @@
 It is requeued before its time is up; its jobs go on running, and it takes them over. What stands behind `--` is
 Snakemake's. Partition and account are the profile's for jobs without a GPU unless they are given.
 
-Example: python workflow_scripts/submit_controller.py --profile slurm -- results/claim_bundle.done \\
-             --configfile config/ablation.yaml
+Example: python workflow_scripts/submit_controller.py --profile slurm -- results/claim_bundle.done
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--profile", default="slurm", help="Snakemake's (default: %(default)s)")
     made.add_argument("--partition", help="one that allows long jobs of a core")
-    made.add_argument("--account")
-    made.add_argument("--minutes", type=int, default=1440, help="until it is requeued (default: %(default)s)")
-    made.add_argument("--memory-mb", type=int, default=2000, help="(default: %(default)s)")
-    made.add_argument("--cpus", type=int, default=1, help="(default: %(default)s)")
+    made.add_argument("--account", help="as sbatch takes it")
+    made.add_argument("--minutes", type=int, default=1440, help="minutes until it is requeued (default: %(default)s)")
+    made.add_argument("--memory-mb", type=int, default=2000, help="of memory (default: %(default)s)")
+    made.add_argument("--cpus", type=int, default=1, help="cores (default: %(default)s)")
     made.add_argument("--extra", action="append", default=[], metavar="NAME=VALUE", help="of sbatch, as in qos=long")
     made.add_argument("snakemake", nargs="*", help="arguments of Snakemake and of run_workflow.py, behind --")
     arguments = start(made, argv)

@@ -1,7 +1,6 @@
 """The claims of runs that differ in training.seed only, side by side: table.md and the output beside it.
 
-Example: python workflow_scripts/tabulate_seeds.py --claims 0=results/runs/R/tables/claim.json \\
-           1=results/runs/S/tables/claim.json --output results/seeds/F/table.json
+Example, after `make demo`: snakemake --profile local seeds --config 'seeds=[0,1,2]'  # trains two more runs
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def claim(text: str) -> tuple[int, Path]:
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--claims", type=claim, nargs="+", required=True, help="SEED=PATH of each run's tables/claim.json")
-    made.add_argument("--output", type=Path, required=True, help="table.json")
+    made.add_argument("--output", type=Path, required=True, help="table.json to be made")
     arguments = start(made, argv)
 
     with writer_lease(arguments.output.parent):

@@ -1,9 +1,6 @@
 """Train the latent-MAE to its last step, from its newest committed state (undeclared, in state/ beside the output).
 
-Example: python workflow_scripts/train_encoder.py --config '{"data": {...}, "tokenizer": {...}, "encoder": {...}}' \\
-           --operations "$OPERATIONS" --latents results/data/D/latents/train/manifest.json \\
-           --verification results/data/D/verify_train.json --tokenizer results/tokenizer/T/manifest.json \\
-           --index results/data/D/index.json --output results/encoders/E/trained.json
+Example, after `make demo`: bash <(head -n 1 results/logs/train_encoder/*.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -22,13 +19,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--config", type=json_argument, required=True, help="JSON of the encoder's configuration slice")
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--latents", type=Path, required=True, help="manifest of the training latents")
-    made.add_argument("--verification", type=Path, required=True, help="their verification")
+    made.add_argument("--verification", type=Path, required=True, help="verify_train.json of these latents")
     made.add_argument("--tokenizer", type=Path, required=True, help="manifest of the tokenizer (for online crops)")
     made.add_argument("--index", type=Path, required=True, help="index of the images (for online crops)")
     made.add_argument("--crops", type=Path, nargs=2, default=(), help="stored crops and their verification")
     made.add_argument("--init-from", type=Path, help="metadata.json of an encoder's export whose weights step 0 has")
-    made.add_argument("--output", type=Path, required=True, help="trained.json of the encoder's folder")
-    made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this long")
+    made.add_argument("--output", type=Path, required=True, help="trained.json of the encoder's folder to be made")
+    made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this many seconds")
     arguments = start(made, argv)
     parts, stop = sections(arguments.config, arguments.operations), StopRequest(arguments.max_seconds)
 

@@ -2,10 +2,7 @@
 
 Exit code 75 means: stopped as asked, state committed, the same command continues.
 
-Example: python workflow_scripts/train_generator.py --config '{"data": {...}, ..., "training": {...}}' \\
-           --operations "$OPERATIONS" --until 250 --latents results/data/D/latents/train/manifest.json \\
-           --verification results/data/D/verify_train.json --encoder results/encoders/E/export/metadata.json \\
-           --audit results/encoders/E/export/audit.json --output results/runs/R/exports/step_250/metadata.json
+Example, after `make demo`: bash <(head -n 1 results/logs/demo-*/train_generator_1000.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -25,12 +22,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
     made.add_argument("--until", type=int, required=True, help="milestone in steps; 0 exports the untrained network")
     made.add_argument("--latents", type=Path, required=True, help="manifest of the training latents")
-    made.add_argument("--verification", type=Path, required=True, help="their verification")
+    made.add_argument("--verification", type=Path, required=True, help="verify_train.json of these latents")
     made.add_argument("--encoder", type=Path, required=True, help="metadata.json of the encoder's export")
     made.add_argument("--audit", type=Path, required=True, help="audit.json of the same export")
     made.add_argument("--init-from", type=Path, help="metadata.json of a generator's export whose weights step 0 has")
     made.add_argument("--output", type=Path, required=True, help="metadata.json of the export to be made")
-    made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this long")
+    made.add_argument("--max-seconds", type=float, help="commit and exit 75 after this many seconds")
     arguments = start(made, argv)
     parts, stop = sections(arguments.config, arguments.operations), StopRequest(arguments.max_seconds)
 

@@ -3,7 +3,7 @@
 Without --deep the bundle's folder is enough, wherever it lies. --deep needs the results folder that it was made in: it
 draws figures and writes words again, recomputes every evaluation from its features, and decodes images from latents.
 
-Example: python workflow_scripts/verify_bundle.py --deep results/bundles/demo-0123abcd
+Example, after `make demo`: python workflow_scripts/verify_bundle.py --deep results/bundles/demo-*
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("folder", type=Path, help="the bundle")
     made.add_argument("--deep", action="store_true", help="also against the features and latents of its evaluations")
-    made.add_argument("--images", type=int, default=200, help="with --deep: images of the claim that are decoded again")
-    made.add_argument("--device", default="cpu", help="with --deep: cpu, or cuda")
+    made.add_argument(
+        "--images",
+        type=int,
+        default=200,
+        help="with --deep: images of the claim that are decoded again (default: %(default)s)",
+    )
+    made.add_argument("--device", default="cpu", help="with --deep: cpu, or cuda (default: %(default)s)")
     arguments = start(made, argv)
 
     if arguments.deep:

@@ -3,11 +3,7 @@
 Reads every byte of the shards (with data.verification: quick, evenly spread chunks), and the index. Writes the output
 when everything holds.
 
-Example:
-  python workflow_scripts/verify_latents.py --config "$SLICE" --operations "$OPERATIONS" \\
-      --index results/data/photos-0123abcd/index.json \\
-      --latents results/data/photos-0123abcd/latents/train/manifest.json \\
-      --output results/data/photos-0123abcd/verify_train.json
+Example, after `make demo`: bash <(head -n 1 results/logs/photos-*/verify_latents_val.log)  # repeats that job
 """
 
 from __future__ import annotations
@@ -23,11 +19,11 @@ from drifting_core.leases import writer_lease
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--config", type=json_argument, required=True, help="slice: data, tokenizer")
-    made.add_argument("--operations", type=json_argument, required=True)
-    made.add_argument("--index", type=Path, required=True, help="index.json")
+    made.add_argument("--config", type=json_argument, required=True, help="JSON of the configuration slice: data, tokenizer")
+    made.add_argument("--operations", type=json_argument, required=True, help="JSON of all operations")
+    made.add_argument("--index", type=Path, required=True, help="index.json of the data")
     made.add_argument("--latents", type=Path, required=True, help="the split's manifest.json")
-    made.add_argument("--output", type=Path, required=True, help="verify_<split>.json")
+    made.add_argument("--output", type=Path, required=True, help="verify_<split>.json to be made")
     arguments = start(made, argv)
 
     from drifting_core.data.verifying import verify

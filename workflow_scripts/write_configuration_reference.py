@@ -17,7 +17,9 @@ from drifting_core.jobs import parser, run, start
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent, help="the repository")
+    made.add_argument(
+        "--root", type=Path, default=Path(__file__).resolve().parent.parent, help="the repository (default: this one)"
+    )
     arguments = start(made, argv)
 
     publish_text(arguments.root / "config/schema.json", schema())

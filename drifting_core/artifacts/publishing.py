@@ -133,16 +133,19 @@ class Artifact(BaseModel):
             check_file(folder / name, record)
 
 
+_RESTORE = "restore it from a copy, or remove the manifest to make both again"
+
+
 def check_file(path: Path, record: FileRecord) -> None:
     """Raises Fault unless `path` has the recorded size and hash."""
     if not path.is_file():
         raise Fault(f"{path}: missing, but its manifest lists it; remove the manifest to make both again")
     size = path.stat().st_size
     if size != record.bytes:
-        raise Fault(f"{path}: {size} bytes, its manifest says {record.bytes}; it was cut or changed")
+        raise Fault(f"{path}: {size} bytes, its manifest says {record.bytes}; it was cut or changed: {_RESTORE}")
     found = sha256_file(path)
     if found != record.sha256:
-        raise Fault(f"{path}: SHA-256 {found[:16]}…, its manifest says {record.sha256[:16]}…; it was changed")
+        raise Fault(f"{path}: SHA-256 {found[:16]}…, its manifest says {record.sha256[:16]}…; it was changed: {_RESTORE}")
 
 
 def records(folder: Path, names: list[str]) -> dict[str, FileRecord]:

@@ -72,7 +72,7 @@ def _compare(folder: Path, sources: Sources, bundle: Bundle) -> None:
         equal = _look_alike(content, pictures[place]) if place in pictures else content == (folder / place).read_bytes()
         if not equal:
             other = "" if bundle.code == code_version() else f" (made by version {bundle.code}, this is {code_version()})"
-            raise Fault(f"{folder / place}: is not what its artifacts make{other}; it was changed")
+            raise Fault(f"{folder / place}: is not what its artifacts make{other}; it was changed: make the bundle again")
 
 
 def _look_alike(first: bytes, second: bytes) -> bool:
@@ -95,7 +95,7 @@ def _recompute(metrics: Path, reference: Path, device: torch.device | str) -> No
         else:
             equal = math.isclose(said, again, rel_tol=_TOLERANCE, abs_tol=least)
         if not equal:
-            raise Fault(f"{metrics}: {name} is {said}, its features give {again}; it was changed")
+            raise Fault(f"{metrics}: {name} is {said}, its features give {again}; it was changed: evaluate again")
 
 
 def _look_again(source: Source, sources: Sources, images: int, device: torch.device | str) -> float:

@@ -72,7 +72,7 @@ class Sources:
         for role in (*SINGLE, *OPTIONAL):
             found = sum(source.role == role for source in self.all)
             if found > 1 or (found == 0 and role in SINGLE):
-                raise Fault(f"bundle: {found} inputs have the role '{role}', expected one")
+                raise Fault(f"bundle: {found} inputs have the role '{role}', expected one; give --inputs {role}=PATH once")
         self.by_hash = {source.sha256: source for source in self.all}
         self._check_rows()
         self._check_contracts()
@@ -87,7 +87,9 @@ class Sources:
             try:
                 below = path.absolute().relative_to(results.absolute()).as_posix()
             except ValueError:
-                raise Fault(f"{path}: is not below {results}; a bundle takes in what the workflow made there") from None
+                raise Fault(
+                    f"{path}: is not below {results}; a bundle takes in what the workflow made there: give the file below it"
+                ) from None
             found.append(_read(role, path, below))
         return cls(found)
 
@@ -200,5 +202,5 @@ def _read(role: str, path: Path, below_results: str) -> Source:
     try:
         values = json.loads(path.read_bytes())
     except (OSError, json.JSONDecodeError) as error:
-        raise Fault(f"{path}: {error}; a bundle takes in JSON files only") from None
+        raise Fault(f"{path}: {error}; a bundle takes in JSON files only: remove the file to make it again") from None
     return Source(role, path, below_results, _place(role, below_results), sha256_file(path), values, content)

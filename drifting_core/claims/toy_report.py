@@ -101,7 +101,9 @@ def require_inside(made: ToyExperiment) -> None:
     """Raises Fault naming every median outside its band."""
     outside = [f"{_name(c)} {c.number.replace('_', ' ')} {c.median:.3g}" for c in made.checks if not c.inside]
     if outside:
-        raise Fault(f"outside its band: {'; '.join(outside)}")
+        raise Fault(
+            f"outside its band: {'; '.join(outside)}; look at the picture: this is not the published method any more"
+        )
 
 
 # --- table ----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
 
 MANIFEST, DONE = "manifest.json", "claim_bundle.done"
+_AGAIN = "copy the bundle again from where it was made, or make it again"
 _LEASE = ".lease"  # of whoever is writing the bundle; no part of it
 
 
@@ -44,20 +45,24 @@ def verify_bundle(folder: Path) -> Bundle:
     """
     done = BundleDone.read(folder / DONE)
     if not (folder / MANIFEST).is_file():
-        raise Fault(f"{folder / MANIFEST}: missing; the bundle is not whole")
+        raise Fault(f"{folder / MANIFEST}: missing; the bundle is not whole: make it again, or copy it again")
     found = sha256_file(folder / MANIFEST)
     if found != done.manifest_sha256:
-        raise Fault(f"{folder / MANIFEST}: SHA-256 {found[:16]}…, {DONE} says {done.manifest_sha256[:16]}…; it was changed")
+        raise Fault(
+            f"{folder / MANIFEST}: SHA-256 {found[:16]}…, {DONE} says {done.manifest_sha256[:16]}…; it was changed: {_AGAIN}"
+        )
     manifest = Bundle.read(folder / MANIFEST)
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / DONE
         marker(folder).write(expected)
         if expected.read_bytes() != (folder / DONE).read_bytes():
-            raise Fault(f"{folder / DONE}: is not what {MANIFEST} says; it was changed")
+            raise Fault(f"{folder / DONE}: is not what {MANIFEST} says; it was changed: {_AGAIN}")
     manifest.verify(folder)
     extra = sorted(set(files_of(folder)) - set(manifest.files))
     if extra:
-        raise Fault(f"{folder / extra[0]}: not listed in {MANIFEST}; {len(extra)} file(s) were added to the bundle")
+        raise Fault(
+            f"{folder / extra[0]}: not listed in {MANIFEST}; {len(extra)} file(s) were added to the bundle: remove them"
+        )
     _recompute(folder, manifest)
     return manifest
 
@@ -88,7 +93,9 @@ def _require_equal(held: Artifact, again: Artifact, path: Path) -> None:
     ours, theirs = held.model_dump(exclude={"code"}), again.model_dump(exclude={"code"})
     differing = sorted(name for name in ours if ours[name] != theirs[name])
     if differing:
-        raise Fault(f"{path}: does not follow from what it was made from: {', '.join(differing)} differ; it was changed")
+        raise Fault(
+            f"{path}: does not follow from what it was made from: {', '.join(differing)} differ; it was changed: {_AGAIN}"
+        )
 
 
 def point_to(bundle: Path, output: Path) -> None:

@@ -272,7 +272,10 @@ def load(values: Mapping[str, Any], origin: str = "configuration") -> Configurat
         return Configuration.model_validate(values)
     except ValidationError as error:
         lines = [_explain(problem) for problem in error.errors(include_url=False)]
-        raise Fault(f"{origin} has {len(lines)} problem(s):\n" + "\n".join(f"  {line}" for line in lines)) from None
+        listed = "\n".join(f"  {line}" for line in lines)
+        raise Fault(
+            f"{origin} has {len(lines)} problem(s):\n{listed}\nset these keys; docs/configuration.md lists them all"
+        ) from None
 
 
 def _explain(problem: Any) -> str:
@@ -307,16 +310,18 @@ def load_file(path: Path, overrides: Sequence[str] = ()) -> Configuration:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise Fault(f"{path}: cannot be read as YAML: {error}") from error
+        raise Fault(f"{path}: cannot be read as YAML: {error}; correct it, or give another file") from error
     if not isinstance(values, dict):
-        raise Fault(f"{path}: found {type(values).__name__}, expected a mapping of sections; see docs/configuration.md")
+        raise Fault(
+            f"{path}: found {type(values).__name__}, expected a mapping of sections; write it as config/demo.yaml is"
+        )
     for override in overrides:
         name, given, text = override.partition("=")
         try:
             # Leaves stay strings, as Snakemake leaves them.
             values = merge(values, {name: yaml.load(text, yaml.BaseLoader)})  # noqa: S506
         except yaml.YAMLError as error:
-            raise Fault(f"--config {override}: {error}") from error
+            raise Fault(f"--config {override}: {error}; give NAME=VALUE, a YAML value in quotes") from error
         if not given:
-            raise Fault(f"--config {override}: no value; expected one as in --config 'training={{steps: 400000}}'")
+            raise Fault(f"--config {override}: no value; give one as in --config 'training={{steps: 400000}}'")
     return load(values, str(path))

@@ -66,8 +66,9 @@ def _require_all(data: config.Data) -> None:
     for role in missing:
         file = published.IMAGENET[role]
         lines.append(f"  {place(data, role)} (data.archives.{role}); for ImageNet: {file.name}, {file.size}, {file.hash}")
-    lines.append(f"put or link them there, or set these keys to where they are; ImageNet's are at {file.source}")
-    raise Fault("\n".join(lines))
+    source = published.IMAGENET["train"].source
+    listed = "\n".join(lines)
+    raise Fault(f"{listed}\nput or link them there, or set these keys to where they are; ImageNet's are at {source}")
 
 
 def check_one(path: Path, role: str, data: config.Data) -> ArchiveCheck:
@@ -120,12 +121,18 @@ def read_devkit(path: Path, classes: int) -> Devkit:
     # Synsets with children are nodes above the classes.
     leaves = [row for row in synsets if int(row["num_children"]) == 0]
     if len(leaves) != classes:
-        raise Fault(f"{path}: meta.mat has {len(leaves)} classes, data.expected.classes is {classes}")
+        raise Fault(
+            f"{path}: meta.mat has {len(leaves)} classes, data.expected.classes is {classes}; set it to that, or give "
+            "the other devkit"
+        )
     leaves.sort(key=lambda row: str(row["WNID"]))
     rank = {int(row["ILSVRC2012_ID"]): index for index, row in enumerate(leaves)}
     unknown = sorted({int(line) for line in lines} - rank.keys())
     if unknown:
-        raise Fault(f"{path}: the validation ground truth names ILSVRC2012_ID {unknown[0]}, which meta.mat has no class for")
+        raise Fault(
+            f"{path}: the validation ground truth names ILSVRC2012_ID {unknown[0]}, which meta.mat has no class for; "
+            "copy or download the devkit again"
+        )
     truth = np.array([rank[int(line)] for line in lines], np.int16)
     return Devkit([str(row["WNID"]) for row in leaves], [str(row["words"]) for row in leaves], truth)
 
@@ -133,7 +140,7 @@ def read_devkit(path: Path, classes: int) -> Devkit:
 def _content(tar: tarfile.TarFile, held: dict[str, tarfile.TarInfo], name: str, path: Path) -> bytes:
     file = tar.extractfile(held[name]) if name in held else None
     if file is None:
-        raise Fault(f"{path} (data.archives.devkit): holds no data/{name}; expected ILSVRC2012_devkit_t12.tar.gz")
+        raise Fault(f"{path} (data.archives.devkit): holds no data/{name}; give ILSVRC2012_devkit_t12.tar.gz")
     return file.read()
 
 
@@ -185,7 +192,7 @@ def _val_label(name: str, path: Path, devkit: Devkit) -> int:
     if not matched or not 1 <= int(matched[1]) <= len(devkit.truth):
         raise Fault(
             f"{path}: {name} has no line in the devkit's ground truth; expected ILSVRC2012_val_00000001.JPEG to "
-            f"ILSVRC2012_val_{len(devkit.truth):08d}.JPEG"
+            f"ILSVRC2012_val_{len(devkit.truth):08d}.JPEG: copy or download both again"
         )
     return int(devkit.truth[int(matched[1]) - 1])
 

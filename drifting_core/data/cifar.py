@@ -37,7 +37,10 @@ def images_of(archive: Path, split: Split) -> NDArray[np.uint8]:
     labels = records[:, 0]
     counts = np.bincount(labels, minlength=_CLASSES)
     if counts.tolist() != [PER_CLASS[split]] * _CLASSES:
-        raise Fault(f"{archive}: {split} has {counts.tolist()} images per label, expected {PER_CLASS[split]} of each of 10")
+        raise Fault(
+            f"{archive}: {split} has {counts.tolist()} images per label, expected {PER_CLASS[split]} of each of 10; "
+            "copy or download it again"
+        )
     planes = records[:, 1:].reshape(-1, 3, _SIZE, _SIZE)[np.argsort(labels, kind="stable")]
     return planes.transpose(0, 2, 3, 1).reshape(_CLASSES, PER_CLASS[split], _SIZE, _SIZE, 3)
 
@@ -47,6 +50,6 @@ def _content(tar: tarfile.TarFile, held: dict[str, tarfile.TarInfo], name: str, 
     content = file.read() if file else b""
     if not content or len(content) % _RECORD:
         raise Fault(
-            f"{archive}: {name} has {len(content)} bytes, expected a multiple of {_RECORD}; cifar-10-binary.tar.gz is wanted"
+            f"{archive}: {name} has {len(content)} bytes, expected a multiple of {_RECORD}; give cifar-10-binary.tar.gz"
         )
     return content

@@ -69,7 +69,10 @@ class Shard:
         """Rows are cut evenly and in order over the shards. Raises Fault for a shard that does not exist."""
         shards = latents.shards_of(store)
         if not 0 <= number < shards:
-            raise Fault(f"--shard {number}: {store} has {shards} shard(s) (data.latents.shards_train, shards_val)")
+            raise Fault(
+                f"--shard {number}: {store} has {shards} shard(s); give a smaller number, or set "
+                "data.latents.shards_train or shards_val"
+            )
         return cls(store, number, shards, images * number // shards, images * (number + 1) // shards)
 
 
@@ -131,7 +134,9 @@ def _write_from(
     require_few_rejects(rejects, data.max_rejects)
     rows = [row for each in described for row in each["rows"]]
     if not rows:
-        raise Fault(f"{path}: none of the shard's {len(rejects)} images can be read; fewer shards, or other images")
+        raise Fault(
+            f"{path}: none of the shard's {len(rejects)} images can be read; choose fewer shards, or replace the images"
+        )
     shape = described[0]["shape"]
     blocks = (record.array(contract.dtype, (-1, len(contract.views), *shape)) for record in journal.records())
     names = [reader.names[row] for row in rows]

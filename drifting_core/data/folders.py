@@ -13,6 +13,7 @@ from drifting_core.artifacts import ArchiveCheck, Archives
 from drifting_core.data.listing import Found, Listing, Split, Table, few, require_counts
 from drifting_core.data.tars import Member
 from drifting_core.faults import Fault
+from drifting_core.jobs import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 
@@ -29,7 +30,7 @@ def _places(data: config.Data) -> dict[str, str]:
 def _check_one(place: Path, split: str) -> ArchiveCheck:
     if not place.is_dir():
         raise Fault(
-            f"{place} (data.archives.{split}): no such folder; expected a folder with a sub-folder of images per class"
+            f"{place} (data.archives.{split}): no such folder; set the key to a folder with a sub-folder of images per class"
         )
     return ArchiveCheck(name=place.name, bytes=None, md5=None, md5_check="nothing_to_compare")
 
@@ -52,7 +53,7 @@ def listing(data: config.Data) -> Listing:
         names, validation = _images(validation_root)
         if names != wnids:
             raise Fault(
-                f"{validation_root}: its sub-folders are {few(names)}, those of {root} are {few(wnids)}; expected the same"
+                f"{validation_root}: its sub-folders are {few(names)}, those of {root} are {few(wnids)}; give both the same"
             )
     else:
         validation_root = root
@@ -67,11 +68,14 @@ def listing(data: config.Data) -> Listing:
 def _images(root: Path) -> tuple[list[str], list[list[Member]]]:
     """Names of the classes, sorted, and the images of each, sorted by their path below `root`."""
     names, classes = [], []
-    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    progress = Progress(f"index of {root.name}", len(folders), unit="folders", part=True)
+    for folder in folders:
         images = sorted(_below(folder, root), key=lambda image: image.name)
         if images:
             names.append(folder.name)
             classes.append(images)
+        progress.advance()
     return names, classes
 
 
@@ -115,7 +119,10 @@ def describe(data: config.Data) -> str:
         training, validation = _held_out(training, data.hold_out)
     counts = {"train": [len(images) for images in training], "val": [len(images) for images in validation]}
     if not counts["train"] or not counts["val"]:
-        raise Fault(f"{data.archives.train}: no sub-folder with images ({', '.join(SUFFIXES)})")
+        raise Fault(
+            f"{data.archives.train}: no sub-folder with images ({', '.join(SUFFIXES)}); name a folder with one per "
+            "class in data.archives.train"
+        )
     lines = ["  expected:", f"    classes: {len(training)}"]
     lines += [f"    {split}_images: {sum(of)}" for split, of in counts.items()]
     lines += [f"    {split}_per_class: [{min(of)}, {max(of)}]" for split, of in counts.items()]

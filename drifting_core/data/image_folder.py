@@ -60,11 +60,14 @@ def _require_room(root: Path, held: Index, images: int) -> None:
     average = sum(split.archive_bytes for split in held.splits.values()) / sum(s.images for s in held.splits.values())
     # Some file systems count no inodes and say 0.
     if space.f_files and space.f_favail < images:
-        raise Fault(f"{root}: {images} files are to be made, the file system has {space.f_favail} inodes left")
+        raise Fault(
+            f"{root}: {images} files are to be made, the file system has {space.f_favail} inodes left; free some, or set "
+            "`results` to another disk"
+        )
     if space.f_bavail * space.f_frsize < images * average:
         raise Fault(
             f"{root}: {images * average / 1e9:.1f} GB are to be written, the file system has "
-            f"{space.f_bavail * space.f_frsize / 1e9:.1f} GB left"
+            f"{space.f_bavail * space.f_frsize / 1e9:.1f} GB left; free some, or set `results` to another disk"
         )
 
 

@@ -143,7 +143,10 @@ class ImageReader:
         else:
             content = os.pread(self._descriptor, length, int(self._table.offset[row]))
         if len(content) != length:
-            raise Fault(f"{self.path}: {self.names[row]}: {len(content)} of {length} bytes; it was changed meanwhile")
+            raise Fault(
+                f"{self.path}: {self.names[row]}: {len(content)} of {length} bytes; it was changed meanwhile: put it "
+                "back, or remove the index to make it again"
+            )
         return content
 
     @staticmethod

@@ -69,7 +69,7 @@ def write_shard(
             writer.check()
             at += len(block)
         if at != rows:
-            raise Fault(f"{path}: {at} latents for {rows} labels")
+            raise Fault(f"{path}: {at} latents for {rows} labels; remove the shard's files to encode it again")
         names = np.array([name.encode() for name in ids], np.bytes_)
         for name, content in (("labels", labels), ("ids", names)):
             writer.file.create_dataset(name, data=content, chunks=(min(_CHUNK_LABELS, rows),), fletcher32=True)
@@ -104,7 +104,7 @@ def combine(
     parts = [LatentShard.read(path) for path in shards]
     found = [(part.split, part.shard) for part in parts]
     if found != [(store, shard) for shard in range(parts[0].shards)]:
-        raise Fault(f"{output}: found the shards {found}, expected all {parts[0].shards} of {store}, in order")
+        raise Fault(f"{output}: found the shards {found}, expected all {parts[0].shards} of {store}, in order; give them so")
     for path, part in zip(shards, parts, strict=True):
         require_same_contract(part.contract, parts[0].contract, str(path), str(shards[0]))
     rejects = [name for part in parts for name in part.rejects]
@@ -340,7 +340,10 @@ def open_shard(path: Path, manifest: LatentManifest, rows: int) -> h5py.File:
     if file["latents"].shape != shape or str(file["latents"].dtype) != manifest.contract.dtype:
         found = f"{file['latents'].dtype} {file['latents'].shape}"
         file.close()
-        raise Fault(f"{path}: latents are {found}, its manifest says {manifest.contract.dtype} {shape}")
+        raise Fault(
+            f"{path}: latents are {found}, its manifest says {manifest.contract.dtype} {shape}; remove "
+            f"{path.with_suffix('.json')} to encode it again"
+        )
     return file
 
 

@@ -107,7 +107,7 @@ def require_unique(place: Path, names: Iterable[str]) -> None:
 
 
 def _repeated(place: Path, names: list[str]) -> Fault:
-    return Fault(f"{place}: the names {few(names)} occur more than once; expected each once")
+    return Fault(f"{place}: the names {few(names)} occur more than once; give each image a name of its own")
 
 
 def few(names: list[str]) -> str:

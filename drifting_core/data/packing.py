@@ -49,7 +49,7 @@ def pack(data: config.Data, output: Path, configuration: str) -> PackedImages:
     for split, count in counts.items():
         available = images[split].shape[1]
         if count > available:
-            raise Fault(f"data.expected.{split}_per_class: {count}, {data.pack} has {available} images per class")
+            raise Fault(f"data.expected.{split}_per_class: {count}, {data.pack} has {available} images per class; lower it")
     content = {
         "train": _train_tar(images["train"][:, : counts["train"]], encode),
         "val": _val_tar(images["val"][:, : counts["val"]], encode),
@@ -60,7 +60,9 @@ def pack(data: config.Data, output: Path, configuration: str) -> PackedImages:
             with publish(path) as scratch:
                 scratch.write_bytes(content.pop(role))
         except OSError as error:
-            raise Fault(f"data.archives.{role}: {path} cannot be written: {error}") from error
+            raise Fault(
+                f"data.archives.{role}: {path} cannot be written: {error}; free space or set the key to another place"
+            ) from error
     made = PackedImages(
         configuration=configuration,
         code=code_version(),
@@ -85,7 +87,7 @@ def _source(data: config.Data) -> tuple[dict[str, str], dict[Split, NDArray[np.u
     archive = Path(str(data.archives.packed_from))
     if not archive.is_file():
         raise Fault(
-            f"{archive} (data.archives.packed_from): missing; for CIFAR-10: cifar-10-binary.tar.gz, 170 MB, MD5 "
+            f"{archive} (data.archives.packed_from): missing; put cifar-10-binary.tar.gz there (CIFAR-10, 170 MB), MD5 "
             f"{data.md5.packed_from}, from https://www.cs.toronto.edu/~kriz/cifar.html"
         )
     check_one(archive, "packed_from", data)

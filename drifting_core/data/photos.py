@@ -41,7 +41,10 @@ def photos(split: Literal["train", "val"], file: Path = FILE) -> NDArray[np.uint
     except OSError as error:
         raise Fault(f"{file}: {error}; it belongs to the package, install it again") from error
     if mosaic.shape != (len(NAMES) * SIZE, width * SIZE, 3):
-        raise Fault(f"{file}: a picture of {mosaic.shape}, expected {(len(NAMES) * SIZE, width * SIZE, 3)}")
+        raise Fault(
+            f"{file}: a picture of {mosaic.shape}, expected {(len(NAMES) * SIZE, width * SIZE, 3)}; it belongs to the "
+            "package, install it again"
+        )
     tiles = mosaic.reshape(len(NAMES), SIZE, width, SIZE, 3).swapaxes(1, 2)
     first = PER_CLASS["train"]
     return np.ascontiguousarray(tiles[:, :first] if split == "train" else tiles[:, first:])

@@ -34,7 +34,10 @@ def removable(config: Configuration, what: What) -> list[Removable]:
     if what == "imagefolder":
         return [_measured(path) for path in (data / "imagefolder", data / "imagefolder.done") if path.exists()]
     if config.data.source == "folder":
-        raise Fault(f"{config.data.archives.train} (data.archives.train): your own folder; nothing here removes it")
+        raise Fault(
+            f"{config.data.archives.train} (data.archives.train): your own folder, which nothing here removes; remove "
+            "it by hand if you want to"
+        )
     _require_nothing_to_read(config, layout)
     places = vars(config.data.archives).values()
     return [_measured(Path(place)) for place in places if place and Path(place).exists()]

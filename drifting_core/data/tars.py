@@ -24,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drifting_core.faults import Fault
+from drifting_core.jobs import Progress
 
 BLOCK = 512
 PAGE = 4096
+_MEGABYTE = 10**6
 _EMPTY = bytes(BLOCK)
 _FILE_TYPES = b"0\x007"
 _LONG_NAME, _PAX, _PAX_GLOBAL = b"L", b"x", b"g"
@@ -117,6 +119,10 @@ class MappedTar:
         alive, position = np.arange(len(regions)), start.copy()
         found: list[Members] = []
         unusual = np.zeros(len(regions), np.bool_)  # walked one by one: long names, folders, links, binary sizes
+        walked, progress = (
+            0,
+            Progress(f"index of {self.path.name}", max(1, int((end - start).sum()) // _MEGABYTE), unit="MB"),
+        )
         with ThreadPoolExecutor(_READERS) as pool:
             while len(alive):
                 inside = position + BLOCK <= end[alive]
@@ -134,6 +140,9 @@ class MappedTar:
                 found.append(Members(alive, name, payload, length))
                 position = payload + -(-length // BLOCK) * BLOCK
                 alive, position = alive[~beyond], position[~beyond]
+                before, walked = walked, walked + int((length[~beyond] + BLOCK).sum())
+                progress.advance(walked // _MEGABYTE - before // _MEGABYTE)
+        progress.advance(progress.total - walked // _MEGABYTE)
         found = [_without(part, unusual) for part in found]
         found += [self._one_by_one(number, regions[number]) for number in np.flatnonzero(unusual).tolist()]
         return _joined(found)
@@ -227,7 +236,10 @@ def _joined(parts: list[Members]) -> Members:
 
 def _require_inside(name: str, archive: str) -> None:
     if name.startswith("/") or (".." in name and ".." in name.split("/")):
-        raise Fault(f"{archive}: the member {name!r} would leave the folder of the archive; it is not the published one")
+        raise Fault(
+            f"{archive}: the member {name!r} would leave the folder of the archive; it is not the published one: "
+            "download that"
+        )
 
 
 def _cut(archive: str, name: str, length: int, payload: int, end: int) -> Fault:

@@ -86,7 +86,8 @@ def verify(data: config.Data, index: Path, latents: Path, output: Path, configur
     if abs(moments.mean) > _MEAN_BOUND or not _STD_BOUNDS[0] < moments.std < _STD_BOUNDS[1]:
         raise Fault(
             f"{latents}: mean {moments.mean:.3g} and standard deviation {moments.std:.3g}; expected within "
-            f"±{_MEAN_BOUND} and {_STD_BOUNDS}: is tokenizer scaling_factor {manifest.contract.scaling_factor} right?"
+            f"±{_MEAN_BOUND} and {_STD_BOUNDS}; set the tokenizer's scaling_factor "
+            f"({manifest.contract.scaling_factor}) right"
         )
     made = LatentVerification(
         configuration=configuration,
@@ -178,10 +179,10 @@ def _require_histogram(
     if len(counts) != expected.classes or int(counts.sum()) + rejected != images:
         raise Fault(
             f"{latents}: {int(counts.sum())} rows, {rejected} rejects and {len(counts)} classes; data.expected says "
-            f"{images} images and {expected.classes} classes"
+            f"{images} images and {expected.classes} classes; encode again, or set data.expected"
         )
     if counts.min() + rejected < fewest or counts.max() > most:
         raise Fault(
             f"{latents}: classes have {counts.min()} to {counts.max()} rows; data.expected.{split}_per_class is "
-            f"{fewest} to {most}"
+            f"{fewest} to {most}; encode again, or set data.expected"
         )

@@ -77,7 +77,7 @@ def read_profile(name: str | None) -> Profile:
 
             values = process_yaml(path.read_text(), require_use_yte=True)
     except yaml.YAMLError as error:
-        raise Fault(f"{path}: cannot be read as YAML: {error}") from error
+        raise Fault(f"{path}: cannot be read as YAML: {error}; correct it, or give another file") from error
     return Profile(path, values)
 
 
@@ -172,4 +172,4 @@ def _minutes(runtime: int | str) -> int:
     try:
         return int(runtime) if str(runtime).isdigit() else round(parse_timespan(str(runtime)) / 60)
     except InvalidTimespan as error:
-        raise Fault(f"runtime: {runtime}, in the profile; expected minutes, or a text such as 2h") from error
+        raise Fault(f"runtime: {runtime}, in the profile; give minutes, or a text such as 2h") from error

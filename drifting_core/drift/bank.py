@@ -74,7 +74,10 @@ class SampleBank:
 def _draw(ring: Tensor, pushed: int, count: int, uniforms: Tensor, whose: str) -> Tensor:
     held = min(pushed, len(ring))
     if held == 0:
-        raise Fault(f"the sample bank holds nothing of {whose}: the training split has no image of it")
+        raise Fault(
+            f"the sample bank holds nothing of {whose}: the training split has no image of it; add some, or take the "
+            "class away"
+        )
     if held >= count:
         return ring[torch.argsort(uniforms[:held], stable=True)[:count]]
     return ring[(uniforms[:count] * held).long()]

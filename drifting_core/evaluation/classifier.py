@@ -84,7 +84,9 @@ def train_classifier(how: Classifier, images: Tensor, labels: Tensor, classes: i
     Raises Fault when the loss stops being finite or there are fewer images than one batch.
     """
     if len(images) < how.batch:
-        raise Fault(f"evaluation.network.classifier.batch is {how.batch}, but there are {len(images)} training images")
+        raise Fault(
+            f"evaluation.network.classifier.batch is {how.batch}, but there are {len(images)} training images; lower it"
+        )
     network = SmallClassifier(width=how.width, classes=classes)
     network.reset_parameters(how.seed)
     network.to(device).train()

@@ -84,7 +84,7 @@ def contract_hash(contract: EvaluationContract) -> str:
 def require_same(contracts: Mapping[str, EvaluationContract]) -> EvaluationContract:
     """The one contract of all (by the name of what was made under it). Raises Fault showing the first two that differ."""
     if not contracts:
-        raise Fault("no evaluation was given; at least one is needed")
+        raise Fault("no evaluation was given; give at least one")
     (first_name, first), *others = contracts.items()
     for name, other in others:
         if other == first:

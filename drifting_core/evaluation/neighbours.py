@@ -51,6 +51,7 @@ from drifting_core.evaluation.reference import (
 from drifting_core.evaluation.sampler import read_samples
 from drifting_core.evaluation.search import Nearest, nearest
 from drifting_core.faults import Fault
+from drifting_core.jobs import Progress
 from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
@@ -249,11 +250,13 @@ def _flat(numbers: NDArray[np.generic], kept: int) -> NDArray[np.float32]:
 
 def _of_index(blocks: Iterator[Cache], index: NDArray[np.int64], path: Path) -> Iterator[Cache]:
     """The same blocks. Raises Fault when their labels are not the index's at their rows: classes would be mixed up."""
+    progress = Progress(f"neighbours in {path.parent.name}/{path.name}", len(index), unit="training images")
     for block in blocks:
         known = block.rows.max() < len(index)
         if not known or not np.array_equal(block.labels, index[block.rows]):
             raise Fault(f"{path}: rows or labels are not those of the index; it is of another index: make it again")
         yield block
+        progress.advance(len(block.rows))
 
 
 # --- the audit ------------------------------------------------------------------------------------------------------

@@ -64,7 +64,9 @@ def _adopt_inception(manifest: Path, given: str, *, configuration: str) -> None:
     try:
         network = InceptionV3(path)
     except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise Fault(f"evaluation.network.inception_weights: {given} is not {INCEPTION.name}: {error}") from error
+        raise Fault(
+            f"evaluation.network.inception_weights: {given} is not {INCEPTION.name}: {error}; download it again"
+        ) from error
     with publish(manifest.parent / WEIGHTS) as scratch:
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, scratch)
     FeatureNetwork(

@@ -287,19 +287,24 @@ def read_published(how: PublishedStatistics, dimensions: int) -> Moments:
         with np.load(path, allow_pickle=False) as held:
             names = next((pair for pair in _MOMENT_NAMES if set(pair) <= set(held.files)), None)
             if names is None:
-                raise Fault(f"{path}: holds {held.files}, expected mu and sigma, or ref_mu and ref_sigma")
+                raise Fault(
+                    f"{path}: holds {held.files}, expected mu and sigma, or ref_mu and ref_sigma: set the key to such a file"
+                )
             mean, covariance = (np.asarray(held[name], np.float64) for name in names)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise Fault(f"{path}: no npz of numbers: {error}") from error
+        raise Fault(f"{path}: no npz of numbers: {error}; download it again") from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise Fault(f"{path}: {names[0]} is {mean.shape} and {names[1]} {covariance.shape}, expected (D,) and (D, D)")
+        raise Fault(
+            f"{path}: {names[0]} is {mean.shape} and {names[1]} {covariance.shape}, expected (D,) and (D, D): set the "
+            "key to statistics of one feature network"
+        )
     if len(mean) != dimensions:
         raise Fault(
             f"{path}: statistics of {len(mean)} features, evaluation.network has {dimensions}; they are of another feature "
-            "network"
+            f"network: set {key} to those of this one"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise Fault(f"{path}: holds numbers that are not finite")
+        raise Fault(f"{path}: holds numbers that are not finite; download it again")
     return Moments(mean, covariance, how.images)
 
 

@@ -64,7 +64,10 @@ class SampleSet:
         if self.label_plan == "validation":
             return self._validation_labels(classes)
         if self.count % classes and not self.canary:
-            raise Fault(f"{self.count} samples of {classes} classes: the balanced label plan needs a multiple of {classes}")
+            raise Fault(
+                f"{self.count} samples of {classes} classes: ask for a multiple of {classes}, which the balanced "
+                "label plan needs"
+            )
         drawn = max(1, min(classes, self.count // _CANARY_PER_CLASS)) if self.canary else classes
         return balanced_labels(torch.arange(self.count), classes, drawn)
 

@@ -115,7 +115,7 @@ class _Finder:
     def _squares(self, numbers: Tensor) -> Tensor:
         squares = numbers.square().sum(dim=-1)
         if not torch.isfinite(squares).all():
-            raise Fault(f"{self.name}: holds NaN, Inf or numbers whose squares are; they have no distances")
+            raise Fault(f"{self.name}: holds NaN, Inf or numbers whose squares are; they have no distances: make them again")
         return squares
 
     def improve(self, best: _Best, queries: NDArray[np.int64], rows: NDArray[np.int64] | slice) -> None:

@@ -156,7 +156,10 @@ def covariance_root(covariance: Array) -> CovarianceRoot:
 
 def _require_finite(numbers: Array, what: str) -> None:
     if not np.isfinite(numbers).all():
-        raise Fault(f"{what}: {int((~np.isfinite(numbers)).sum())} numbers are not finite; its features are broken")
+        raise Fault(
+            f"{what}: {int((~np.isfinite(numbers)).sum())} numbers are not finite; its features are broken: evaluate "
+            "again, and look at the samples"
+        )
 
 
 def _batches(features: Array) -> Iterator[Array]:

@@ -41,7 +41,10 @@ def make_table(title: str, paths: Sequence[Path]) -> MetricsTable:
     for path, measured in metrics.items():
         for field, expected in named.items():
             if getattr(measured, field) != expected:
-                raise Fault(f"{path}: {field} is {getattr(measured, field)}, its contract says {expected}; it was changed")
+                raise Fault(
+                    f"{path}: {field} is {getattr(measured, field)}, its contract says {expected}; it was changed: "
+                    "evaluate again"
+                )
         row = {column: getattr(measured, column) for column in COLUMNS}
         if row_name(row) in sources:
             raise Fault(f"{path} and {sources[row_name(row)]} are the same evaluation ({row_name(row)}); give it once")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from drifting_core.data import draws
 from drifting_core.evaluation.statistics import Array, Moments, covariance_root, moments_of, quick_frechet
+from drifting_core.jobs import Progress
 
 NORMAL_95 = 1.96  # half of a 95% interval, in standard errors
 
@@ -49,9 +50,11 @@ def bootstrap_error(reference: Moments, features: Array, *, resamples: int, seed
         raise ValueError(f"bootstrap_error: {resamples} resample(s); a spread needs at least 2 (or 0 for none)")
     distance = _distance_to(reference)
     distances = []
+    progress = Progress("bootstrap", resamples, unit="resamples", part=True)
     for resample in range(resamples):
         rows = draws.integers(draws.key(seed, "bootstrap", resample), len(features), (len(features),))
         distances.append(distance(np.asarray(features)[rows.numpy()]))
+        progress.advance()
     return float(np.std(distances, ddof=1))
 
 
@@ -84,9 +87,11 @@ def extrapolate(reference: Moments, features: Array, *, sizes: int, seed: int) -
         raise ValueError(f"extrapolate: {sizes} sizes of {len(features)} rows; a line with an error needs at least 3 sizes")
     distance = _distance_to(reference)
     found = []
+    progress = Progress("extrapolation", sizes, unit="sizes", part=True)
     for index, count in enumerate(counts):
         rows = draws.permutation(draws.key(seed, "extrapolation", index), len(features))[: int(count)]
         found.append(distance(np.asarray(features)[rows.numpy()]))
+        progress.advance()
     return _intercept(1.0 / counts, np.array(found))
 
 

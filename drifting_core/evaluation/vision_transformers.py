@@ -110,15 +110,18 @@ def _load(kind: SpaceKind, folder: Path) -> Any:
     try:
         found = json.loads((folder / CONFIG).read_bytes()).get("model_type")
     except (json.JSONDecodeError, AttributeError) as error:
-        raise Fault(f"{folder / CONFIG}: not the configuration of a model: {error}") from error
+        raise Fault(f"{folder / CONFIG}: not the configuration of a model: {error}; download it again") from error
     types = _KINDS[kind].types
     if found not in types:
-        raise Fault(f"{folder / CONFIG}: model_type is {found!r}, expected {' or '.join(types)} for the space {kind}")
+        raise Fault(
+            f"{folder / CONFIG}: model_type is {found!r}, expected {' or '.join(types)} for the space {kind}; give "
+            "such a model, or set `kind`"
+        )
     try:
         import transformers
     except ImportError as error:
         raise Fault(
-            f"{key}: the space {kind} needs the package transformers ({error}); pip install --constraint "
+            f"{key}: the space {kind} needs the package transformers ({error}); install it: pip install --constraint "
             "envs/constraints.txt --editable '.[features]'"
         ) from error
     try:
@@ -131,8 +134,11 @@ def _load(kind: SpaceKind, folder: Path) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise Fault(f"{folder}: no {kind} model that transformers {transformers.__version__} can load: {error}") from error
+        raise Fault(
+            f"{folder}: no {kind} model that transformers {transformers.__version__} can load: {error}; give one in "
+            "Hugging Face format"
+        ) from error
     faults = [f"{what}: {sorted(map(str, report[what]))[:5]}" for what in _NOT_WHOLE if report.get(what)]
     if faults:
-        raise Fault(f"{folder / WEIGHTS}: not a whole {kind} model: {'; '.join(faults)}")
+        raise Fault(f"{folder / WEIGHTS}: not a whole {kind} model: {', '.join(faults)}; download it again")
     return model

@@ -16,11 +16,13 @@ from drifting_core.artifacts import EncoderAudit, Export, HeldOut, LatentContrac
 from drifting_core.data import draws
 from drifting_core.data.latents import LatentStore
 from drifting_core.faults import Fault
+from drifting_core.jobs import Progress
 from drifting_core.models.exports import AUTOENCODER, WEIGHTS, load_encoder, read_export, read_weights
 from drifting_core.models.importing import undescribed
 from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder
 from drifting_core.provenance import code_version
 
+_REMEDY = "\nset these keys to what it has, or make the export again"
 _SEED = 0  # of masks and of the choice of training images: the same for every encoder
 _BATCH = 250
 
@@ -73,7 +75,9 @@ def require_audited(metadata: Path, audit: Path, encoder: config.Encoder) -> Non
     if checked.inputs.get("encoder") != hashes({"encoder": metadata})["encoder"]:
         problems.append(f"  {audit} is the audit of another export ({checked.encoder}, step {checked.step}); make it again")
     if problems:
-        raise Fault(f"{metadata}: not the audited encoder that the configuration describes:\n" + "\n".join(problems))
+        raise Fault(
+            f"{metadata}: not the audited encoder that the configuration describes:\n" + "\n".join(problems) + _REMEDY
+        )
 
 
 # --- what is said and what is there ---------------------------------------------------------------------------------
@@ -93,7 +97,7 @@ def require_described(metadata: Path, export: Export, encoder: config.Encoder, s
     if export.parameters != expected:
         problems.append(f"  parameters: {export.parameters:,}, an encoder of its architecture has {expected:,}")
     if problems:
-        raise Fault(f"{metadata}: not the encoder that the configuration describes:\n" + "\n".join(problems))
+        raise Fault(f"{metadata}: not the encoder that the configuration describes:\n" + "\n".join(problems) + _REMEDY)
 
 
 def _unlike(found: LatentContract, stored: LatentContract) -> list[str]:
@@ -145,6 +149,7 @@ def _held_out(
     classes, means = _class_means(network, train, known, device)
     head = autoencoder.to(device).classifier if autoencoder else None
     by_head, by_means, error = 0, 0, 0.0
+    progress = Progress("audit", len(val), unit="held-out images")
     for rows in torch.arange(len(val)).split(_BATCH):
         latents, labels = val.gather(rows, torch.zeros_like(rows)).to(device), val.labels[rows].to(device)
         pooled = _pooled(network, latents)
@@ -152,6 +157,7 @@ def _held_out(
         if head is not None and autoencoder is not None:
             by_head += int((head(pooled).argmax(1) == labels).sum())
             error += _reconstruction_error(autoencoder, latents, rows, encoder.mask_ratio)
+        progress.advance(len(rows))
     return HeldOut(
         images=len(val),
         mask_ratio=encoder.mask_ratio,

@@ -93,7 +93,7 @@ def read_export(metadata: Path, network: Literal["encoder", "generator"]) -> Exp
     """The metadata alone. Raises Fault when it is of another network."""
     export = Export.read(metadata)
     if export.network != network:
-        raise Fault(f"{metadata}: holds the weights of a {export.network}, expected those of a {network}")
+        raise Fault(f"{metadata}: holds the weights of a {export.network}, expected those of a {network}; give its export")
     return export
 
 

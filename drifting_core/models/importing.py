@@ -53,7 +53,9 @@ def import_network(
     folder = fetched_folder(fetched) if fetched else Path(section.source)
     source = _read(folder, f"{network}.source: {section.source}")
     if source.network != network:
-        raise Fault(f"{network}.source: {section.source} holds weights of kind {source.network}, expected kind {network}")
+        raise Fault(
+            f"{network}.source: {section.source} holds weights of kind {source.network}; give those of kind {network}"
+        )
     manifest = TokenizerManifest.read(tokenizer)
     latent = (manifest.channels, parts["data"].image_size // manifest.factor)
     _require_described(section, network, source.architecture, latent, parts["data"].expected.classes)
@@ -77,9 +79,7 @@ def import_network(
 
 def _read(folder: Path, where: str) -> _Source:
     if not folder.is_dir():
-        raise Fault(
-            f"{where}: no such folder; expected a published one ({METADATA} and weights) or an export of this project"
-        )
+        raise Fault(f"{where}: no such folder; give a published one ({METADATA} and weights) or an export of this project")
     if released.is_export(folder):
         module, export = load_export(folder / METADATA)
         return _Source(
@@ -122,7 +122,10 @@ def _require_described(
     data = {"channels": latent[0], "in_channels": latent[0], "input_size": latent[1], "num_classes": classes}
     problems = undescribed(section, network, found, data, "source")
     if problems:
-        raise Fault(f"{network}.source: {section.source} is not what the configuration describes:\n" + "\n".join(problems))
+        raise Fault(
+            f"{network}.source: {section.source} is not what the configuration describes:\n" + "\n".join(problems)
+            + "\nset these keys to what it has, or give another source"
+        )  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

@@ -191,12 +191,16 @@ def read_metadata(folder: Path) -> Metadata:
         with torch.device("meta"):
             metadata.typed.build()
     except FileNotFoundError:
-        raise Fault(f"{path}: missing; a published folder holds {METADATA} and {PARAMETERS} (or {PARAMETERS}.xz)") from None
+        raise Fault(
+            f"{path}: missing; download it: a published folder holds {METADATA} and {PARAMETERS} (or {PARAMETERS}.xz)"
+        ) from None
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, p['loc']))}: {p['msg']}, found {p['input']!r}" for p in error.errors()]
-        raise Fault(f"{path}: not the metadata of a network that is built here:\n" + "\n".join(lines)) from None
+        raise Fault(
+            f"{path}: not the metadata of a network that is built here:\n" + "\n".join(lines) + "\ndownload it again"
+        ) from None
     except ValueError as error:
-        raise Fault(f"{path}: not the metadata of a network that is built here: {error}") from None
+        raise Fault(f"{path}: not the metadata of a network that is built here: {error}; download it again") from None
     return metadata
 
 

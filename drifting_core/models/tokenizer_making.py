@@ -57,14 +57,14 @@ def obtain(
     if section.source == "hub":
         assert section.hub is not None
         if fetched is None:
-            raise Fault("make_tokenizer: tokenizer.source 'hub' needs --fetched, the manifest of what was downloaded")
+            raise Fault("make_tokenizer: tokenizer.source 'hub' lacks its download; give --fetched, the manifest of it")
         description = f"{section.hub.id} at {section.hub.revision}"
         return adopt(section, fetched_folder(fetched), description, output, configuration, hashes({"fetched": fetched}))
     if section.source == "folder":
         assert section.folder is not None
         return adopt(section, Path(section.folder), f"folder {Path(section.folder).name}", output, configuration)
     if data is None or index is None:
-        raise Fault("make_tokenizer: tokenizer.source 'trained' needs --index and the slice 'data'")
+        raise Fault("make_tokenizer: tokenizer.source 'trained' lacks its images; give --index and the slice 'data'")
     readers = (ImageReader(index, split, data.archives) for split in ("train", "val"))
     images, held_out = (
         torch.from_numpy(centre_crops(reader, range(len(reader)), data.image_size, threads)) for reader in readers

@@ -109,7 +109,10 @@ def train(
                 state.commit(step, trainee.tensors())
         state.commit(step, trainee.tensors())
     except NotFinite as fault:
-        raise Fault(f"step {step}: {fault}; look into {_leave(trainee, fault, state.folder, step, ranks)}") from fault
+        raise Fault(
+            f"step {step}: {fault}; lower the learning rate, or look into "
+            f"{_leave(trainee, fault, state.folder, step, ranks)} first"
+        ) from fault
     finally:
         state.wait()
 

@@ -607,7 +607,7 @@ def test_a_profile_goes_before_the_configuration(root: Path) -> None:
     assert found["train_generator"][2:8] == (3, 32, 7, 120, 1, "long")
     assert found["sample"].cores == 5
     assert found["canary_train"].gpus == 8
-    with pytest.raises(Fault, match="runtime: soon, in the profile; expected minutes"):
+    with pytest.raises(Fault, match="runtime: soon, in the profile; give minutes"):
         profiled(root, {"set-resources": {"sample": {"runtime": "soon"}}})
 
 

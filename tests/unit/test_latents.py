@@ -283,7 +283,7 @@ def _rewrite(manifest: Path, change: Callable[[dict[str, Any]], None]) -> None:
             lambda c: c["latents"].__setitem__((9, 0, 2, 1, 0), np.inf),
             r"shard_0.h5: row 9 holds numbers that are not finite",
         ),
-        (lambda c: c["latents"].__imul__(40), r"standard deviation .*scaling_factor 2.0"),
+        (lambda c: c["latents"].__imul__(40), r"standard deviation .*scaling_factor \(2.0\)"),
         (lambda c: c["labels"].__setitem__(4, 9), r"n01503061_5.JPEG: label 9 here, 0 in the index"),
         (lambda c: c["ids"].__setitem__(4, "stranger.JPEG"), r"2 image\(s\) differ from the index, first n01503061_5.JPEG"),
         (lambda c: c["ids"].__setitem__(4, c["ids"][5]), r"the id n01639765_1.JPEG occurs more than once"),

@@ -128,3 +128,16 @@ def test_the_last_line_comes_once(caplog: pytest.LogCaptureFixture) -> None:
         progress.advance(1)
         Progress("all done before", 5, done=5)
     assert len(caplog.messages) == 1
+
+
+def test_a_short_part_says_nothing_at_its_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from drifting_core import jobs
+
+    clock = iter(float(second) for second in range(1000))
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
+    with caplog.at_level("INFO", logger="drifting"):
+        for steps in (20, 40):
+            progress = jobs.Progress("bootstrap", steps, part=True)
+            for _ in range(steps):
+                progress.advance()
+    assert [line.split()[1] for line in caplog.messages] == ["30", "40"]

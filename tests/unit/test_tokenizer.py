@@ -188,7 +188,7 @@ def test_a_published_tokenizer_is_taken_from_where_it_was_fetched(folder: Path, 
     assert given.download is not None
     fetched = tmp_path / "sources" / given.download.key
     shutil.copytree(folder, fetched)
-    with pytest.raises(Fault, match="needs --fetched"):
+    with pytest.raises(Fault, match="give --fetched"):
         making.obtain(given, None, None, tmp_path / "taken/manifest.json", HASH, torch.device("cpu"))
     write_fetched(given.download, fetched / "manifest.json", HASH)
     made = making.obtain(

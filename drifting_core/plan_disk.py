@@ -46,7 +46,7 @@ def usage(config: Configuration, jobs: Sequence[Job], folder: Path) -> list[Usag
     archives = [getattr(config.data.archives, name) for name in type(config.data.archives).model_fields]
     parents = {str(Path(path).parent) for path in archives if path}
     read = sorted(parent for parent in parents if not Path(parent).is_relative_to(config.root))
-    places = {"results": config.root, **dict.fromkeys(read, ""), "TMPDIR": tempfile.gettempdir()}
+    places = {"results": str(config.root), **dict.fromkeys(read, ""), "TMPDIR": tempfile.gettempdir()}
     found: dict[int, Usage] = {}
     for name, path in places.items():
         here = storage.existing(folder / (path or name))

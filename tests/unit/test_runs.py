@@ -86,7 +86,8 @@ def test_a_line_that_is_being_written_is_not_read_and_a_broken_one_is_said(resul
 
 
 def test_opening_a_run_imports_nothing_heavy(results: Path) -> None:
-    code = "import sys, drifting_core\nrun = drifting_core.open_run(sys.argv[1])\nrun.metrics(), run.claim(), run.configuration\n"
+    code = "import sys, drifting_core\nrun = drifting_core.open_run(sys.argv[1])\n"
+    code += "run.metrics(), run.claim(), run.configuration\n"
     code += "print([name for name in ('torch', 'numpy', 'h5py') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code, named(results)[0].folder], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

@@ -125,6 +125,7 @@ def test_numbers_of_unlike_contracts_stand_in_tables_of_their_own(results: Path)
 def test_two_runs_side_by_side(results: Path) -> None:
     first, second = named(results)
     write_claim(second.folder, step=500, distance=9.5, network_sha256="e" * 64)
+    write_evaluation(second.folder, 750, distance=5.0, uint8="round")  # under a contract that the other has none of
     compared = comparing.compare(first, second)
     assert compared["differences"] == {"objective.alpha.power": [3.0, 4.0], "training.steps": [1000, 750]}
     [table] = compared["tables"]

@@ -94,7 +94,7 @@ def demo_values() -> dict[str, Any]:
 
 
 # Unit tests that are not fast: files of which a test takes seconds, or starts processes and waits for them.
-WITH_PATIENCE = {f"test_{name}.py" for name in ("doctor",)}
+WITH_PATIENCE = {f"test_{name}.py" for name in ("doctor", "plan")}
 
 
 def kind_of(item: pytest.Item) -> str | None:

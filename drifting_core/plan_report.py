@@ -135,7 +135,7 @@ def _jobs_text(found: dict[str, Any]) -> Iterator[str]:
     for stage, of in found["jobs"].items():
         if of["there"] or of["to_run"]:
             why = ", ".join(f"{count} {reason}" for reason, count in of["why"].items())
-            yield f"  {stage:<12}{of['there']:>7}{of['to_run']:>8}   {why}"
+            yield f"  {stage:<12}{of['there']:>7}{of['to_run']:>8}   {why}".rstrip()
     there, to_run = (sum(of[name] for of in found["jobs"].values()) for name in ("there", "to_run"))
     yield f"  {'all':<12}{there:>7}{to_run:>8}{'' if to_run else '   nothing would run'}"
 

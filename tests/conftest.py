@@ -93,8 +93,14 @@ def demo_values() -> dict[str, Any]:
     return copy.deepcopy(yaml.safe_load((ROOT / "config" / "demo.yaml").read_text()))
 
 
-# Unit tests that are not fast: files of which a test takes seconds, or starts processes and waits for them.
-WITH_PATIENCE = {f"test_{name}.py" for name in ("doctor",)}
+# Files of unit tests that are not fast: they start processes and wait for them, or train for seconds.
+WITH_PATIENCE = {
+    f"test_{name}.py"
+    for name in (
+        "devices", "doctor", "encoding_faults", "heads", "latents", "leases", "parallel", "plan", "pool", "progress", "pruning",
+        "ranks", "reference", "sampler", "survival", "toy", "training", "warm_start",
+    )
+}  # fmt: skip
 
 
 def kind_of(item: pytest.Item) -> str | None:

@@ -219,6 +219,15 @@ def test_a_schedule_keeps_the_order_and_the_gpus(data: st.DataObject) -> None:
     assert one <= sum(job.lasts(1) for job in jobs) + 1e-9
 
 
+def test_more_gpus_are_left_idle_where_they_would_delay_the_end() -> None:
+    """Four jobs whose list schedule takes 9 h on two GPUs, and 9.25 h on four."""
+    jobs = [
+        Task("rule", "stage", hours, devices, 0.0, needs)
+        for hours, devices, needs in ((3.0, 3, ()), (5.0, 1, ()), (5.0, 4, ()), (3.0, 1, (2,)))
+    ]
+    assert [plan_hours.schedule(jobs, gpus).hours for gpus in (2, 4)] == [9.0, 9.0]
+
+
 def test_finished_jobs_cost_nothing() -> None:
     config, jobs = tasks_of("ablation")
     text = "".join(

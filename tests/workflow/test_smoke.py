@@ -32,6 +32,10 @@ def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def cut(path: Path) -> None:
+    path.write_text(path.read_text() + '{"step": 6')
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -39,7 +43,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("broken", "breaks"), [
-    ("runs/*/env_fingerprint.json", Path.unlink), ("runs/*/latent_summary.json", half), ("runs/*/metrics.jsonl", half),
+    ("runs/*/env_fingerprint.json", Path.unlink), ("runs/*/latent_summary.json", half), ("runs/*/metrics.jsonl", cut),
     ("encoders/*/state/step_00000030/state.safetensors", flip), ("runs/*/exports/step_0/model.safetensors", Path.unlink),
     ("bundles/*/CLAIM.md", lambda path: path.write_text("")), ("runs/*/claim/*/samples/latents.safetensors", flip),
     ("reference/*/manifest.json", half),

@@ -409,6 +409,8 @@ def test_presets_depart_from_table_8_where_the_protocol_says(root: Path) -> None
         if each.row == "seed"
     ]
     assert changed == ("seed", "42", "42", "7")
+    as_printed = load_file(root / "config/b2.yaml", ["objective={positives_per_class: 128}"])
+    assert ("N_pos, real per class", "128", "64", "128") in table8.departures(as_printed, 1)
 
 
 def test_the_page_fits_and_says_what_json_says(l2: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ def promises(config: Configuration) -> Iterator[Promise]:
     yield Promise("bundle", bundle / "manifest.json", artifacts.Bundle)
     for name in ("CLAIM.md", "report.html", "RUN.md"):
         yield Promise(f"bundle: {name}", bundle / name)
-    yield Promise("claim", Path(config.results) / "claim_bundle.done", artifacts.BundleDone)
+    yield Promise("claim", Path(config.root) / "claim_bundle.done", artifacts.BundleDone)
 
 
 def _encoder(config: Configuration, folder: Path) -> Iterator[Promise]:

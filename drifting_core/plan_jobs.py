@@ -65,7 +65,8 @@ def ask_snakemake(config: Configuration, preset: Path, overrides: Sequence[str],
     answers = [process.communicate() for process in running]
     for command, process, (text, error) in zip(commands, running, answers, strict=True):
         if process.returncode:
-            raise Fault(f"`{' '.join(command)}` failed:\n{text}{error}".strip())
+            said = f"{text}{error}".strip()
+            raise Fault(f"`{' '.join(command)}` failed:\n{said}\nrun it by hand to see more")
     jobs = dry_run_jobs("".join(answers[0]))
     of_all = Counter(re.findall(r'^\s*\d+\[label = "(\w+)', answers[1][0], re.MULTILINE)) if answers[1:] else Counter()
     there = of_all - Counter(job.rule for job in jobs)

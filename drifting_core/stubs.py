@@ -49,7 +49,7 @@ class Job(NamedTuple):
         """What was given as `role`. Raises Fault when it is of another kind: the rule is wrong."""
         found = self.read[role]
         if not isinstance(found, kind):
-            raise Fault(f"--{role}: found {dict(self.given)[role]}, a {type(found).__name__}; expected a {kind.__name__}")
+            raise Fault(f"--{role}: found {dict(self.given)[role]}, a {type(found).__name__}; give a {kind.__name__}")
         return found
 
 
@@ -87,7 +87,7 @@ def read_any(path: Path) -> Artifact:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Fault(f"{path}: no artifact ({type(error).__name__}: {error}); run the workflow to make it") from None
     if kind not in _MODELS:
-        raise Fault(f"{path}: no artifact is of kind '{kind}'; known: {', '.join(sorted(_MODELS))}")
+        raise Fault(f"{path}: no artifact is of kind '{kind}'; give one of: {', '.join(sorted(_MODELS))}")
     return _MODELS[kind].read(path)
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(json.dumps(found, indent=1) if arguments.json else page(found), flush=True)
     if found["refusals"]:
-        raise Fault(f"this plan cannot work: {len(found['refusals'])} refusal(s), with what to do, stand at its end")
+        raise Fault(f"this plan cannot work: {len(found['refusals'])} refusal(s) stand at its end; do what they say")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from drifting_core.jobs import log, parser, run, start
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--results", type=Path, default=Path("results"), help="`results` of the configuration")
+    made.add_argument(
+        "--results", type=Path, default=Path("results"), help="`results` of the configuration (default: %(default)s)"
+    )
     made.add_argument("--run", nargs="+", default=[], metavar="NAME", help="these runs (or encoders, data) only")
     made.add_argument("--only", type=lambda text: text.split(","), metavar="KIND,...", help="these kinds only")
     made.add_argument("--keep", type=Path, metavar="FILE", help="keep list; by default golden.yaml in the results folder")
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     results, kinds = arguments.results, arguments.only or pruning.DEFAULT
     if unknown := sorted(set(kinds) - pruning.KINDS.keys()):
-        raise Fault(f"--only {unknown[0]}: no such kind; there are: {', '.join(pruning.KINDS)}")
+        raise Fault(f"--only {unknown[0]}: no such kind; give some of: {', '.join(pruning.KINDS)}")
     keep = KeepList(results, arguments.keep)
     for pattern in keep.unmatched:
         log.warning("%s: %s matches nothing below %s", keep.path, pattern, results)

@@ -16,7 +16,9 @@ from drifting_core.jobs import parser, run, start
 
 def main(argv: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
-    made.add_argument("--results", type=Path, default=Path("results"), help="`results` of the configuration")
+    made.add_argument(
+        "--results", type=Path, default=Path("results"), help="`results` of the configuration (default: %(default)s)"
+    )
     made.add_argument("--compare", nargs=2, metavar="RUN", help="names of two runs")
     made.add_argument("--json", action="store_true", help="the same as JSON, for notebooks")
     arguments = start(made, argv)

@@ -26,7 +26,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines, wrong = page(config)
     print("\n".join(lines))
     if wrong:
-        raise Fault("not kept:\n" + "\n".join(f"  {line}" for line in wrong))
+        raise Fault(
+            "not kept:\n"
+            + "\n".join(f"  {line}" for line in wrong)
+            + "\nrun the drill again, and look into the logs of these jobs"
+        )
     bundle = Path(Layout(config).folder("bundle"))
     print(f"bundle whole: {len(verify_bundle(bundle).files)} files; tables follow from their evaluations")
 

@@ -51,7 +51,7 @@ class KeepList:
             try:
                 found = list(results.glob(entry.path))
             except (ValueError, NotImplementedError) as error:
-                raise Fault(f"{path}: {entry.path}: {error}; expected a path or pattern below {results}") from None
+                raise Fault(f"{path}: {entry.path}: {error}; give a path or pattern below {results}") from None
             self._places += [(place, entry.reason) for place in found]
             self.unmatched += [] if found else [entry.path]
 
@@ -64,16 +64,18 @@ class KeepList:
         return None
 
 
+_REMEDY = "write `keep:` with a list of `path` and `reason`"
+
+
 def _read(path: Path) -> list[_Kept]:
-    expected = "expected `keep:` with a list of `path` and `reason`"
     try:
         return _KeepList.model_validate(yaml.safe_load(path.read_text())).keep
     except (OSError, yaml.YAMLError) as error:
-        raise Fault(f"{path}: cannot be read as YAML: {error}; {expected}") from None
+        raise Fault(f"{path}: cannot be read as YAML: {error}; {_REMEDY}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise Fault(f"{path}: {where}: {first['msg']}; {expected}") from None
+        raise Fault(f"{path}: {where}: {first['msg']}; {_REMEDY}") from None
 
 
 class Known:

@@ -78,7 +78,7 @@ def prune(results: Path, going: Sequence[Candidate]) -> Size:
         try:
             with writer_lease(each.leases[0]):
                 if worker := at_work(each.leases):
-                    raise Fault(worker)
+                    raise Fault(f"{worker}; wait for it")
                 size = measure(each.paths)
                 said = _description(results, each, size)
                 _append(results, {"state": "going", **said})

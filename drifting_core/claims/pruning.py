@@ -72,7 +72,7 @@ def candidates(results: Path, known: Known, keep: KeepList, owners: Sequence[str
     """
     folders = {path.name for path in results.glob("*/*") if path.is_dir()}
     if missing := sorted(set(owners) - folders):
-        raise Fault(f"{results}: has nothing named {missing[0]}; there are: {', '.join(sorted(folders)) or 'none'}")
+        raise Fault(f"{results}: has nothing named {missing[0]}; name one of: {', '.join(sorted(folders)) or 'none'}")
     found = [_decided(each, keep) for each in _found(results, known, keep)]
     wanted = [each for each in found if not owners or each.place.relative_to(results).parts[1] in owners]
     return sorted(wanted, key=lambda each: (list(KINDS).index(each.kind), each.place))
@@ -233,7 +233,7 @@ def _image_folders(results: Path, known: Known) -> Iterator[Candidate]:
         owner = known.owner("data", data.name)
         try:
             if owner is None:
-                raise Fault("no known configuration has this data")
+                raise Fault("no known configuration has this data; give it with --configfile")
             removable(owner, "imagefolder")
         except Fault as fault:
             kept = str(fault)

@@ -27,7 +27,9 @@ class Run:
         self.name = self.folder.name
         if not (self.folder / "config.json").is_file():
             beside = sorted(path.parent.name for path in self.folder.parent.glob("*/config.json"))
-            raise Fault(f"{self.folder}: no config.json, so no run; beside it: {', '.join(beside) or 'none either'}")
+            raise Fault(
+                f"{self.folder}: no config.json, so no run; name one of those beside it: {', '.join(beside) or 'none'}"
+            )
 
     @functools.cached_property
     def configuration(self) -> Configuration:
@@ -77,7 +79,7 @@ class Run:
         elif step is None and exports:
             step = exports[-1]
         if step not in exports:
-            raise Fault(f"{self.folder}: no export of step {step}; there are {exports or 'none yet'}")
+            raise Fault(f"{self.folder}: no export of step {step}; choose one of {exports or 'none yet'}")
         return load_generator(self.folder / f"exports/step_{step}/metadata.json")[0]
 
     @property

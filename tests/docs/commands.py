@@ -139,6 +139,7 @@ TREATMENTS = (
     covered(r"make toy", "unit/test_toy.py::test_runs_in_processes_are_the_runs"),
     covered(r"make encoders", "workflow/test_encoders.py::test_stages_and_widths_are_made_and_audited"),
     covered(r"make docs", "test_architecture.py::test_generated_pages_are_in_step"),
+    run(r"make (?:runs|prune)"),
     run(r"make plan(?: .*)?", says="GPU-hours", codes=(0, 2)),  # the same: make says 2
     elsewhere(r"make test(?:-all|-fast)?", "these tests themselves"),
     elsewhere(r"make setup(?: && source \.venv/bin/activate)?", "the tests run in what it makes"),
@@ -147,7 +148,7 @@ TREATMENTS = (
     run(r"source \.venv/bin/activate"),
     elsewhere(r"python -m tests\.slurm\.cluster", "the tests of tests/slurm start the same cluster by its function"),
     elsewhere(r"python -m tests\.benchmarks\..*", "minutes of measurements, which assert nothing"),
-    elsewhere(r"(?:uv|pip|git|hf)\b.*", "needs the internet, or a checkout"),
+    elsewhere(r"(?:uv|pip|git|hf|apt-get)\b.*", "needs the internet, or a checkout"),
     elsewhere(r"(?:apptainer|module) .*", "programs of other machines"),
     elsewhere(r"(?:sinfo|sacctmgr|scontrol|scancel|squeue) .*", "asks or tells a site's own SLURM"),
     elsewhere(r"tensorboard .*", "a server that does not end"),

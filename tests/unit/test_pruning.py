@@ -181,8 +181,8 @@ def test_only_the_kinds_and_runs_that_are_named(results: Path, capsys: pytest.Ca
     assert script("--results", results / "none") == 1
     said = capsys.readouterr().err
     assert f"{results / 'none'}: no such folder" in said
-    assert "--only state: no such kind; there are: states" in said
-    assert f"has nothing named nobody; there are: {min(run.name, other.name)}" in said
+    assert "--only state: no such kind; give some of: states" in said
+    assert f"has nothing named nobody; name one of: {min(run.name, other.name)}" in said
 
 
 def test_a_keep_list_protects_and_is_checked(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

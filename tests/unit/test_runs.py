@@ -68,9 +68,9 @@ def test_a_run_is_read_in_three_lines(results: Path) -> None:
     assert run.configuration.training.steps == 1000
     write_weights(folder / "exports/step_500/metadata.json")
     assert isinstance(run.generator(500), Generator)
-    with pytest.raises(Fault, match=r"no export of step 77; there are \[0, 250, 500, 750, 1000\]"):
+    with pytest.raises(Fault, match=r"no export of step 77; choose one of \[0, 250, 500, 750, 1000\]"):
         run.generator(77)
-    with pytest.raises(Fault, match=f"no config.json, so no run; beside it: .*{run.name}"):
+    with pytest.raises(Fault, match=f"no config.json, so no run; name one of those beside it: .*{run.name}"):
         drifting_core.open_run(folder.with_name("demo"))
 
 

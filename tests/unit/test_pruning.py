@@ -204,7 +204,7 @@ def test_a_keep_list_protects_and_is_checked(results: Path, capsys: pytest.Captu
         ("keep:\n- {path: a, reasons: b}", "keep.0.reason: Field required"),
         ("keep:\n- {path: a, reason: b, until: c}", "keep.0.until: Extra inputs"),
         ("keep: [", "cannot be read as YAML"),
-        ("keep:\n- {path: /etc, reason: b}", "expected a path or pattern below"),
+        ("keep:\n- {path: /etc, reason: b}", "give a path or pattern below"),
     ):
         keep.write_text(text)
         with pytest.raises(Fault, match=message):

@@ -96,7 +96,7 @@ def test_an_export_of_our_own(demo_values: dict[str, Any], tokenizer: Path) -> N
     assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in module.state_dict().items())
     assert export.imported is not None
     assert export.imported.step == 7
-    with pytest.raises(Fault, match="holds weights of kind generator, give those of kind encoder"):
+    with pytest.raises(Fault, match="holds weights of kind generator; give those of kind encoder"):
         take(demo_values, "encoder", tokenizer, source=str(folder))
 
 

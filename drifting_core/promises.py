@@ -117,7 +117,5 @@ def page(config: Configuration) -> tuple[list[str], list[str]]:
             state = "NO"
         lines.append(f"{each.what:<{width}}   {state:>6}   {each.path}")
     kept = len(promised) - len(wrong)
-    lines.append(
-        f"{kept} of {len(promised)} promised artifacts are there and whole (when: minutes and seconds after the first)"
-    )
+    lines.append(f"{kept} of {len(promised)} promised artifacts are there and whole; times are since the first")
     return lines, wrong

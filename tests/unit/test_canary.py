@@ -153,7 +153,7 @@ def test_its_numbers_share_no_table_with_others_even_at_their_sample_count(expor
 
 
 def test_only_a_canary_may_leave_classes_out(export, tmp_path):
-    with pytest.raises(Fault, match="needs a multiple of 1000"):
+    with pytest.raises(Fault, match="ask for a multiple of 1000"):
         sampler.write_batches(sampler.SampleSet(tmp_path / "manifest.json", export, Sampling(), 1.0, 0, 500, "0" * 64), CPU)
     assert Samples.read(canary(export, tmp_path, 500)).label_plan == "spaced"
 

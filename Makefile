@@ -46,7 +46,7 @@ test: $(READY) ## everything that a change must pass
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 test-fast: $(READY) ## unit tests that start nothing and train nothing long (under a minute)
-	$(BIN)/python -m pytest -m fast --numprocesses $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -m fast
 
 test-all: $(READY) ## also the tests marked slow
 	$(BIN)/python -m pytest

@@ -97,8 +97,9 @@ def demo_values() -> dict[str, Any]:
 WITH_PATIENCE = {
     f"test_{name}.py"
     for name in (
-        "archives", "audit", "devices", "doctor", "encoding_faults", "heads", "latents", "leases", "parallel", "plan",
-        "pool", "progress", "pruning", "ranks", "reference", "sampler", "survival", "toy", "training", "warm_start",
+        "archives", "audit", "devices", "doctor", "drift_loss", "encoding_faults", "heads", "latents", "leases",
+        "parallel", "plan", "pool", "progress", "pruning", "ranks", "reference", "sampler", "survival", "toy", "training",
+        "warm_start",
     )
 }  # fmt: skip
 

@@ -32,7 +32,7 @@ def test_a_rule_that_gives_the_wrong_artifact_is_found(tmp_path: Path, monkeypat
     monkeypatch.setenv(STUB, "1")
     given, output = tmp_path / "packed.json", tmp_path / "verify_train.json"
     smallest(PackedImages).write(given)
-    with pytest.raises(Fault, match=r"--latents: found .*/packed.json, a PackedImages; expected a LatentManifest"):
+    with pytest.raises(Fault, match=r"--latents: found .*/packed.json, a PackedImages; give a LatentManifest"):
         make_stub("verify_latents", Namespace(latents=given, output=output, log=tmp_path / "log"))
     assert not output.exists()
 

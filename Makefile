@@ -43,7 +43,7 @@ toy: $(READY) ## the method on two-dimensional data, beside the published loss (
 WORKERS ?= 2
 
 test: $(READY) ## everything that a change must pass
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --no-loadscope-reorder
 
 test-fast: $(READY) ## unit tests that start nothing and train nothing long (under a minute)
 	$(BIN)/python -m pytest -m fast

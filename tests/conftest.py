@@ -113,16 +113,33 @@ def kind_of(item: pytest.Item) -> str | None:
     return "fast" if room == "unit" and item.path.name not in WITH_PATIENCE and not others else None
 
 
-@pytest.hookimpl(tryfirst=True)
+def group_of(file: str) -> str:
+    """What `make test` keeps together in one of its processes: users of the cluster, users of the walk, a file."""
+    path = ROOT / file
+    if path.parent.name == "slurm":
+        return "slurm"
+    return "walk" if path.parent.name == "workflow" and "walk: Walk" in path.read_text() else file
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks, and what `make test` keeps together in one of its processes: a file; the users of one cluster, of one walk."""
+    """Marks, and the order: the two large groups first, so that two processes have one each."""
     for item in items:
-        kind = kind_of(item)
-        if kind:
+        if kind := kind_of(item):
             item.add_marker(kind)
-        walks = "walk" in getattr(item, "fixturenames", ())
-        group = "slurm" if kind == "slurm" else "walk" if walks else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    groups = {item.path: group_of(str(item.path.relative_to(ROOT))) for item in items}
+    items.sort(key=lambda item: {"walk": 0, "slurm": 1}.get(groups[item.path], 2))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Processes of `make test` take whole groups. (xdist's own groups, by marks, do nothing under pytest 9.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid.partition("::")[0])
+
+    return Groups(config, log)
 
 
 # Seconds that each kind of test may take in `make test` on two cores, over both of its processes; printed beside what it

@@ -15,6 +15,7 @@ setup: $(READY) ## make .venv with the pinned packages
 
 $(READY): pyproject.toml envs/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one with: make PYTHON=python3.12 ...")'
+	@echo "setting up .venv: about 140 packages, 1.9 GB with a CPU build of torch; one to five minutes, and quiet"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint envs/constraints.txt --editable '.[dev]'
 	@touch $(READY)

@@ -203,6 +203,7 @@ def test_the_training_script_refuses_before_any_state(
     assert done.stderr.splitlines() == [
         f"error: {metadata}: not the audited encoder that the configuration describes:",
         "  encoder.base_width: 8, the export has 16",
+        "set these keys to what it has, or make the export again",
     ]
     assert [path.name for path in run.iterdir()] == [".lease"]
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.workflow
 # Two Snakemakes run this, each in its folder. Jobs called `meet` hold their device until that of the other run has one as
 # well; the one called `doomed` is killed with its two devices, and tried again.
 SNAKEFILE = f"""
+ROOT = "{ROOT}"
 include: "{ROOT}/rules/common.smk"
 rule all:
     default_target: True

@@ -81,7 +81,7 @@ prune: $(READY) ## what can go from results/, what stays and why; removes nothin
 	@$(BIN)/python workflow_scripts/prune.py
 
 # No job computes, so that many may run on few cores.
-stub: $(READY) ## every job of a configuration writes a stub, below stub/: make stub CONFIG=config/l2.yaml (2 minutes on 2 cores)
+stub: $(READY) ## every job of a configuration writes a stub, below stub/: make stub CONFIG=config/l2.yaml (half a minute on 2 cores)
 	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local --cores 16 --configfile $(CONFIG) --config stub=true
 
 docs: $(READY) ## write the generated pages: config/schema.json, docs/configuration.md, the costs in docs/imagenet.md

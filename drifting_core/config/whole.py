@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -154,34 +154,40 @@ class Configuration(Section):
         return self.tokenizer.source == "trained"
 
 
+def _divisions(config: Configuration) -> Iterator[tuple[str, int, str, int]]:
+    """(key, part, key, whole) of all that must divide."""
+    latents, encoder, objective = config.data.latents, config.encoder, config.objective
+    side = "the latent's side (data.image_size / tokenizer.factor)"
+    yield "tokenizer.factor", config.tokenizer.factor, "data.image_size", config.data.image_size
+    yield "generator.patch_size", config.generator.patch_size, side, config.latent_size
+    yield "encoder.input_patch_size", encoder.input_patch_size, side, config.latent_size
+    yield "generator.num_heads", config.generator.num_heads, "generator.hidden_size", config.generator.hidden_size
+    classes = "objective.classes_per_step"
+    yield "training.micro_batches", config.training.micro_batches, classes, objective.classes_per_step
+    chunk = "a chunk's images (data.latents.chunk_rows * data.latents.views)"
+    yield "data.latents.compute_batch", latents.compute_batch, chunk, latents.chunk_rows * latents.views
+    if encoder.crop_views:
+        chunk = "a chunk's crops (data.latents.chunk_rows * encoder.crop_views)"
+        yield "data.latents.compute_batch", latents.compute_batch, chunk, latents.chunk_rows * encoder.crop_views
+    ranks = config.training.resources.processes
+    yield "training.resources (its ranks)", ranks, classes, objective.classes_per_step
+    ranks = encoder.resources.processes
+    yield "encoder.resources (its ranks)", ranks, "encoder.training.batch", encoder.training.batch
+    if encoder.finetune:
+        yield "encoder.resources (its ranks)", ranks, "encoder.finetune.batch", encoder.finetune.batch
+    if config.evaluation.sampling.label_plan == "balanced":
+        for kind in ("selection", "report"):
+            samples = getattr(config.evaluation, kind).samples
+            yield "data.expected.classes", config.data.expected.classes, f"evaluation.{kind}.samples", samples
+
+
 def _misfits(config: Configuration) -> list[str]:
     """What each section accepts alone but the whole cannot be."""
-    problems = []
-
-    def must_divide(part_key: str, part: int, whole_key: str, whole: int) -> None:
-        if whole % part:
-            problems.append(f"{part_key}: {part} must divide {whole}, {whole_key}; {whole} / {part} = {whole / part:.4g}")
-
-    data, latents, objective = config.data, config.data.latents, config.objective
-    side = "the latent's side (data.image_size / tokenizer.factor)"
-    must_divide("tokenizer.factor", config.tokenizer.factor, "data.image_size", data.image_size)
-    must_divide("generator.patch_size", config.generator.patch_size, side, config.latent_size)
-    must_divide("encoder.input_patch_size", config.encoder.input_patch_size, side, config.latent_size)
-    must_divide("generator.num_heads", config.generator.num_heads, "generator.hidden_size", config.generator.hidden_size)
-    classes = "objective.classes_per_step"
-    must_divide("training.micro_batches", config.training.micro_batches, classes, objective.classes_per_step)
-    chunk = "a chunk's images (data.latents.chunk_rows * data.latents.views)"
-    must_divide("data.latents.compute_batch", latents.compute_batch, chunk, latents.chunk_rows * latents.views)
-    if config.encoder.crop_views:
-        chunk = "a chunk's crops (data.latents.chunk_rows * encoder.crop_views)"
-        crops = latents.chunk_rows * config.encoder.crop_views
-        must_divide("data.latents.compute_batch", latents.compute_batch, chunk, crops)
-    ranks = config.training.resources.processes
-    must_divide("training.resources (its ranks)", ranks, classes, objective.classes_per_step)
-    ranks, finetune = config.encoder.resources.processes, config.encoder.finetune
-    must_divide("encoder.resources (its ranks)", ranks, "encoder.training.batch", config.encoder.training.batch)
-    if finetune:
-        must_divide("encoder.resources (its ranks)", ranks, "encoder.finetune.batch", finetune.batch)
+    problems = [
+        f"{part_key}: {part} must divide {whole}, {whole_key}; {whole} / {part} = {whole / part:.4g}"
+        for part_key, part, whole_key, whole in _divisions(config)
+        if whole % part
+    ]
     for where, single in {
         "data.resources": config.data.resources,
         "data.latents.resources": config.data.latents.resources,
@@ -213,9 +219,7 @@ def _misfits(config: Configuration) -> list[str]:
         problems.append("seeds: an imported generator is not trained here, so there is nothing to repeat; leave seeds out")
     for kind in ("selection", "report"):
         samples, held = getattr(config.evaluation, kind).samples, config.data.expected.val_images
-        if config.evaluation.sampling.label_plan == "balanced":
-            must_divide("data.expected.classes", config.data.expected.classes, f"evaluation.{kind}.samples", samples)
-        elif samples > held:
+        if config.evaluation.sampling.label_plan == "validation" and samples > held:
             problems.append(
                 f"evaluation.{kind}.samples: {samples}, but evaluation.sampling.label_plan: validation has labels for the "
                 f"{held} validation images only (data.expected.val_images); lower it, or set label_plan to balanced"

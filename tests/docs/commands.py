@@ -141,7 +141,7 @@ TREATMENTS = (
     covered(r"make docs", "test_architecture.py::test_generated_pages_are_in_step"),
     run(r"make (?:runs|prune)"),
     run(r"make plan(?: .*)?", says="GPU-hours", codes=(0, 2)),  # the same: make says 2
-    elsewhere(r"make test(?:-all|-fast)?", "these tests themselves"),
+    elsewhere(r"(?:SLURM_REQUIRED=1 )?make test(?:-all|-fast)?", "these tests themselves"),
     elsewhere(r"make setup(?: && source \.venv/bin/activate)?", "the tests run in what it makes"),
     elsewhere(r"make (?:benchmark[a-z-]*|parity)(?: .*)?", "minutes of measurements, which assert nothing"),
     # --- other programs --------------------------------------------------------------------------------------------------

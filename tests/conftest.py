@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_SLURM = "no_slurm"  # folder that hides SLURM's clients
 
 
-def until(true: Callable[[], object], seconds: float = 60) -> None:
+def until(true: Callable[[], object], seconds: float = 180) -> None:
     """Wait until it is true."""
     end = time.monotonic() + seconds
     while not true():

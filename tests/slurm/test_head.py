@@ -113,7 +113,7 @@ def test_a_controller_of_slurm_that_is_away_for_half_a_minute_costs_nothing(slee
     sleepers.cluster.stop_controller()
     time.sleep(30)
     sleepers.cluster.start_controller()
-    assert head.wait(60) == 0, said(sleepers)
+    assert head.wait(180) == 0, said(sleepers)
     assert "Falling back to 'sacct'" in said(sleepers), "Snakemake did not notice, so that nothing was shown"
     assert_completed(sleepers, "all.txt", 3)
 
@@ -142,7 +142,7 @@ def test_a_head_that_lost_its_jobs_is_started_again(sleepers: SlurmSite, monkeyp
     blind.touch()
     time.sleep(2)
     blind.unlink()
-    assert head.wait(90) == 0, said(sleepers)
+    assert head.wait(180) == 0, said(sleepers)
     assert "killing Snakemake: silent for 0.1 minutes, and none of its jobs is left" in said(sleepers)
     assert_completed(sleepers, "all.txt", 3)
 
@@ -151,15 +151,15 @@ def test_a_second_head_is_refused_and_jobs_are_cancelled_on_request(sleepers: Sl
     head = start(sleepers, "run_workflow.py", "slow_1.txt", "--config", "seconds=100")
     until(lambda: running(sleepers))
     second = start(sleepers, "run_workflow.py", "slow_1.txt", "--config", "seconds=100")
-    assert second.wait(20) == 1
+    assert second.wait(90) == 1
     assert f"Snakemake already runs in this folder: process {head.pid} on " in said(sleepers)
-    assert start(sleepers, "run_workflow.py", "-n", "slow_1.txt", "--config", "seconds=1").wait(20) == 0, (
+    assert start(sleepers, "run_workflow.py", "-n", "slow_1.txt", "--config", "seconds=1").wait(90) == 0, (
         "to look is allowed"
     )
     head.kill()
     head.wait()
     third = start(sleepers, "run_workflow.py", "--cancel-jobs", "other.txt", "--config", "seconds=100")
-    assert third.wait(60) == 0, said(sleepers)
+    assert third.wait(90) == 0, said(sleepers)
     assert sorted(jobs(sleepers)) == [("rule_other", "COMPLETED"), ("rule_slow/1", "CANCELLED")]
 
 
@@ -167,7 +167,7 @@ def test_an_interrupted_head_cancels_its_jobs_as_snakemake_does(sleepers: SlurmS
     head = start(sleepers, "run_workflow.py", "slow_1.txt", "--config", "seconds=100")
     until(lambda: running(sleepers))
     head.send_signal(signal.SIGINT)
-    assert head.wait(60) == 1
+    assert head.wait(90) == 1
     until(lambda: jobs(sleepers) == [("rule_slow/1", "CANCELLED")])
     assert not list((sleepers.folder / ".snakemake").glob("locks/*"))
 
@@ -176,14 +176,14 @@ def controller(site: SlurmSite, seconds: int, minutes: int = 60) -> str:
     """Number of a submitted controller's job, which has jobs that run."""
     arguments = ["--minutes", str(minutes), "--", "all", "--config", f"seconds={seconds}"]
     submitted = start(site, "submit_controller.py", *arguments)
-    assert submitted.wait(20) == 0, said(site)
+    assert submitted.wait(90) == 0, said(site)
     until(lambda: len(running(site)) == 2)
     return said(site).partition("submitted as job ")[2].partition(";")[0]
 
 
 def comes_back(site: SlurmSite, job: str) -> None:
     """Wait for its end. SLURM would start it again two minutes after each requeue; here it need not wait."""
-    until(lambda: "BeginTime" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%r"), 120)
+    until(lambda: "BeginTime" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%r"), 240)
     assert len(running(site)) == 2, "its jobs went on"
 
     def ended() -> bool:
@@ -191,13 +191,13 @@ def comes_back(site: SlurmSite, job: str) -> None:
             site.cluster.call("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
         return any(row["JobId"] == job and row["JobState"] == "COMPLETED" for row in site.cluster.jobs())
 
-    until(ended, 120)
+    until(ended, 300)  # where an update came too early for SLURM, its two minutes pass after all
 
 
 def test_a_controller_that_is_interrupted_comes_back_to_its_jobs(sleepers: SlurmSite) -> None:
     job = controller(sleepers, 12)
     for script in ("submit_controller.py", "run_workflow.py"):
-        assert start(sleepers, script, "--", "all").wait(20) == 1
+        assert start(sleepers, script, "--", "all").wait(90) == 1
     refused = f"Snakemake already runs in this folder: process \\d+ on \\S+ \\(SLURM job {job}\\)"
     assert len(re.findall(refused, said(sleepers))) == 2, said(sleepers)
 

@@ -86,7 +86,7 @@ def got(job: subprocess.Popen[str]) -> str:
 
 def end(job: subprocess.Popen[str] | psutil.Popen, how: int = signal.SIGKILL) -> int:
     job.send_signal(how)
-    return job.wait(timeout=10)
+    return job.wait(timeout=60)
 
 
 @pytest.fixture

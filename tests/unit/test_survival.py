@@ -82,7 +82,7 @@ def test_a_signal_commits_and_asks_to_be_called_again(site: Site, network: Netwo
     job = site.start(network, name)
     wait_for_line(job, site, name, 9)
     job.send_signal(signal.SIGUSR1)  # ranks, below, are sent SIGTERM
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate(timeout=180)
     assert job.returncode == CALL_AGAIN, said
     assert "signal SIGUSR1; committed at step" in said
     reached = site.lines(name)[-1]["step"]
@@ -124,7 +124,7 @@ def test_two_jobs_on_one_run_are_one_too_many(site: Site) -> None:
     first = site.start("generator", "twice")
     wait_for_line(first, site, "twice", 2)
     second = site.start("generator", "twice")
-    _, said = second.communicate(timeout=60)
+    _, said = second.communicate(timeout=180)
     assert second.returncode == 1
     assert f"process {first.pid} on" in said
     assert "is writing here" in said
@@ -143,7 +143,7 @@ def test_one_of_two_ranks_killed_ends_the_other_and_loses_nothing(tmp_path: Path
     [victim] = [rank for rank in ranks if rank.environ()["DRIFTING_RANK"] == "1"]
     victim.kill()
     began = time.monotonic()
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate(timeout=180)
     assert job.returncode == 1
     assert time.monotonic() - began < 30
     assert "rank 1 of 2 ranks was killed by SIGKILL, and the others were stopped" in said
@@ -151,7 +151,7 @@ def test_one_of_two_ranks_killed_ends_the_other_and_loses_nothing(tmp_path: Path
     job = site.start("generator", "ranks")
     wait_for_line(job, site, "ranks", 20)
     job.send_signal(signal.SIGUSR1)  # to the job: its ranks hear of it
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate(timeout=180)
     assert job.returncode == CALL_AGAIN, said
     # Killed alone, the job leaves ranks that write until they notice; the next one waits for them.
     job = site.start("generator", "ranks")

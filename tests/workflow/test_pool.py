@@ -74,7 +74,7 @@ def test_two_snakemakes_never_give_one_device_to_two_jobs(tmp_path: Path) -> Non
         )
         heads.append(head)
     try:
-        said = [head.communicate(timeout=60)[0] for head in heads]
+        said = [head.communicate(timeout=180)[0] for head in heads]
     finally:
         for head in heads:
             head.kill()

@@ -121,6 +121,12 @@ def group_of(file: str) -> str:
     return "walk" if path.parent.name == "workflow" and "walk: Walk" in path.read_text() else file
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named by their argument: a gzip holds the second at which it was made, and the names of the tests
+    must be the same in every process of `make test`."""
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks, and the order: the two large groups first, so that two processes have one each."""
     for item in items:

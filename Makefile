@@ -1,12 +1,13 @@
 # `make demo` and `make test` need nothing but Python >= 3.11; everything else is set up in .venv.
 .POSIX:
 .DELETE_ON_ERROR:
-.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan runs prune stub smoke test-fast docs clean
+.PHONY: help setup demo encoders toy test test-all check parity benchmark benchmark-data benchmark-evaluation benchmark-training plan rates runs prune stub smoke test-fast docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 CONFIG ?= config/demo.yaml
+RATES ?= config/rates.yaml
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' Makefile
@@ -72,7 +73,10 @@ parity: $(READY) ## FID, IS, KID, precision and recall beside torch-fidelity's, 
 	$(BIN)/python -m tests.parity.against_torch_fidelity
 
 plan: $(READY) ## what a configuration would run and cost, and whether it can work: make plan CONFIG=config/l2.yaml
-	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG)
+	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG) --rates $(RATES)
+
+rates: $(READY) ## this machine's rates, for its plans, to results/rates.yaml: in a job with a GPU, make rates CONFIG=config/ablation.yaml
+	@$(BIN)/python workflow_scripts/measure_rates.py --configfile $(CONFIG)
 
 runs: $(READY) ## all runs in results/: state, numbers, cost, what they differ in
 	@$(BIN)/python workflow_scripts/runs.py

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from drifting_core import published
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
+from drifting_core.plan import encoding_rate, hours_of
 
 GPUS = (1, 8, 64)
 
@@ -37,10 +38,10 @@ def _rate(rates: dict[str, Any], name: str) -> float:
 
 def _shard_seconds(config: Configuration, rates: dict[str, Any], images: float) -> tuple[float, str]:
     """Seconds of one encoding job, and whether the tokenizer or the decoding of JPEGs limits it."""
-    tflops, gmac = rates["effective_tflops"]["tokenizer"]["value"], rates["tokenizer_gmac"]["encode"]["value"]
-    pixels = (config.data.image_size / 256) ** 2
-    encoded = images * config.data.latents.views * 2 * gmac * pixels * 1e9 / (tflops * 1e12)
-    decoded = images / (_rate(rates, "jpegs_per_second_and_thread") * config.data.latents.resources.threads)
+    gmac, latents = rates["tokenizer_gmac"]["encode"]["value"], config.data.latents
+    macs = images * latents.views * gmac * 1e9 * (config.data.image_size / 256) ** 2
+    encoded = 3600 * hours_of({encoding_rate(latents.precision): macs}, rates)
+    decoded = images / (_rate(rates, "jpegs_per_second_and_thread") * latents.resources.threads)
     return max(encoded, decoded), "tokenizer" if encoded > decoded else "JPEG decoding"
 
 

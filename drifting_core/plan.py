@@ -7,7 +7,7 @@ floating-point operations. Stages that a configuration gives to the CPU are left
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import yaml
 
 from drifting_core.artifacts import HeldOut
 from drifting_core.config import Configuration, Encoder
+from drifting_core.faults import Fault
 
 RATES = Path(__file__).resolve().parent.parent / "config" / "rates.yaml"
 
@@ -26,8 +27,7 @@ class Cost(NamedTuple):
     """Operations of one stage, and where they run."""
 
     stage: str
-    macs: float
-    rate: str  # key of effective_tflops
+    macs: Mapping[str, float]  # by key of effective_tflops
     gpus: int
     rule: str  # whose jobs compute it
     counted: tuple[str, ...] = ()  # dotted keys of the rates that the operations were counted with
@@ -155,29 +155,46 @@ def costs(config: Configuration, rates: dict[str, Any]) -> list[Cost]:
     latents, encoder, training, evaluation = config.data.latents, config.encoder, config.training, config.evaluation
     trains = not config.generator.imported
     pretrained, finetuned = (trains * seen for seen in _seen_by(encoder))
-    online = (pretrained + finetuned) * encode if encoder.augmentation == "online" else 0.0
+    online: dict[str, float] = {}  # each stage encodes in its own number format
+    for recipe, seen in ((encoder.training, pretrained), (encoder.recipe, finetuned)):
+        rate = encoding_rate(recipe.precision)
+        online[rate] = online.get(rate, 0.0) + (seen * encode if encoder.augmentation == "online" else 0.0)
     views = latents.views * images + encoder.crop_views * config.data.expected.train_images
     _, generated = evaluations(config)
     claimed = len(evaluation.report.seeds) * evaluation.report.samples
-    seen = len(evaluation.spaces) * ((images + claimed) * rates["vision_transformer_gmac"]["value"] * 1e9 + claimed * decode)
+    spaces, transformer = len(evaluation.spaces), rates["vision_transformer_gmac"]["value"] * 1e9
     mae = 3 * (encoder_macs(config) + decoder_macs(config))
     vision, ways = "vision_transformer_gmac", ("tokenizer_gmac.encode", "tokenizer_gmac.decode")
     reference, network = evaluation.network.resources.gpus, evaluation.resources.gpus
+    stored = encoding_rate(latents.precision)
     return [
-        Cost("encode latents", trains * views * encode, "tokenizer", latents.resources.gpus, "encode_latents", ways[:1]),
-        Cost("reference statistics", images * inception, "tokenizer", reference, "make_reference", ("inception_gmac",)),
-        Cost("latent-MAE", mae * pretrained, "training", encoder.resources.gpus, "train_encoder"),
-        Cost("latent-MAE: fine-tune", mae * finetuned, "training", encoder.resources.gpus, "train_encoder"),
+        Cost("encode latents", {stored: trains * views * encode}, latents.resources.gpus, "encode_latents", ways[:1]),
+        Cost("reference statistics", {"features": images * inception}, reference, "make_reference", ("inception_gmac",)),
+        Cost("latent-MAE", {"encoder": mae * pretrained}, encoder.resources.gpus, "train_encoder"),
+        Cost("latent-MAE: fine-tune", {"encoder": mae * finetuned}, encoder.resources.gpus, "train_encoder"),
+        Cost("latent-MAE: crops encoded in the loop", online, encoder.resources.gpus, "train_encoder", ways[:1]),
+        Cost("audit of the encoder", {"features": trains * audit_macs(config)}, encoder.resources.gpus, "audit_encoder"),
         Cost(
-            "latent-MAE: crops encoded in the loop", online, "tokenizer", encoder.resources.gpus, "train_encoder", ways[:1]
+            "generator",
+            {"generator": trains * step_macs(config) * training.steps},
+            training.resources.gpus,
+            "train_generator",
         ),
-        Cost("audit of the encoder", trains * audit_macs(config), "tokenizer", encoder.resources.gpus, "audit_encoder"),
+        Cost("sampling", {"generator": generated * generator_macs(config)}, network, "sample"),
         Cost(
-            "generator", trains * step_macs(config) * training.steps, "training", training.resources.gpus, "train_generator"
+            "evaluation",
+            {"decode": generated * decode, "features": generated * inception},
+            network,
+            "evaluate",
+            (ways[1], "inception_gmac"),
         ),
-        Cost("sampling", generated * generator_macs(config), "training", network, "sample"),
-        Cost("evaluation", generated * (decode + inception), "tokenizer", network, "evaluate", (ways[1], "inception_gmac")),
-        Cost("further feature spaces", seen, "tokenizer", reference, "evaluate_claim_in_space", (vision, ways[1])),
+        Cost(
+            "further feature spaces",
+            {"decode": spaces * claimed * decode, "features": spaces * (images + claimed) * transformer},
+            reference,
+            "evaluate_claim_in_space",
+            (vision, ways[1]),
+        ),
     ]
 
 
@@ -188,7 +205,17 @@ def _seen_by(encoder: Encoder) -> tuple[int, int]:
 
 
 def gpu_hours(cost: Cost, rates: dict[str, Any]) -> float:
-    return 2 * cost.macs / (rates["effective_tflops"][cost.rate]["value"] * 1e12) / 3600 if cost.gpus else 0.0
+    return hours_of(cost.macs, rates) if cost.gpus else 0.0
+
+
+def encoding_rate(precision: str) -> str:
+    """Key of effective_tflops for SD-VAE's encoder in this number format."""
+    return "encode_float32" if precision == "float32" else "encode_bfloat16"
+
+
+def hours_of(macs: Mapping[str, float], rates: dict[str, Any]) -> float:
+    """Hours of one device for multiply-adds by key of effective_tflops."""
+    return sum(2 * count / (rates["effective_tflops"][rate]["value"] * 1e12) / 3600 for rate, count in macs.items())
 
 
 def disk(config: Configuration) -> list[Space]:
@@ -240,7 +267,27 @@ def _downloaded(config: Configuration, generator: float, mae: float) -> float:
 
 
 def read_rates(path: Path = RATES) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text())
+    """The rates of a file. Raises Fault when it lacks one that the shipped file has, or one is no positive number."""
+    try:
+        rates = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise Fault(f"{path}: no rates can be read: {error}; measure them: make rates") from error
+    for key in ("device", *_keys(yaml.safe_load(RATES.read_text()))):
+        try:
+            found = rate_of(rates, key)
+            right = isinstance(found, str) if key == "device" else found["value"] > 0 and bool(found["source"])
+        except (KeyError, TypeError):
+            right = False
+        if not right:
+            raise Fault(f"{path}: {key} is not there with a value above 0 and its source; measure again: make rates")
+    return rates
+
+
+def _keys(rates: Mapping[str, Any], before: str = "") -> Iterator[str]:
+    """Dotted keys of all that have a value and a source."""
+    for name, entry in rates.items():
+        if isinstance(entry, dict):
+            yield from [f"{before}{name}"] if "value" in entry else _keys(entry, f"{before}{name}.")
 
 
 def rate_of(rates: dict[str, Any], key: str) -> Any:

@@ -53,8 +53,7 @@ def tasks(config: Configuration, jobs: Sequence[Job], devices: Mapping[str, int]
     for job in jobs:
         needs = tuple(sorted({maker[path] for path in job.inputs if path in maker}))
         macs, hours = _operations(config, job, rates)
-        tflops = {name: rates["effective_tflops"][name]["value"] * 1e12 for name in macs}
-        gpu_hours = sum(2 * macs[name] / tflops[name] / 3600 for name in macs) if devices.get(job.rule) else 0.0
+        gpu_hours = plan.hours_of(macs, rates) if devices.get(job.rule) else 0.0
         found.append(Task(job.rule, job.stage, gpu_hours, devices.get(job.rule, 0), hours, needs))
     return found
 
@@ -73,36 +72,38 @@ def _operations(config: Configuration, job: Job, rates: dict[str, Any]) -> tuple
             latents, split = config.data.latents, expected.val_images if store == "val" else expected.train_images
             share = split / latents.shards_of(store)
             threads = latents.resources.threads * rates["data"]["jpegs_per_second_and_thread"]["value"]
-            return {"tokenizer": share * latents.views_of(store) * encode}, share / threads / 3600
+            return {plan.encoding_rate(latents.precision): share * latents.views_of(store) * encode}, share / threads / 3600
         case "make_reference":
             further = Layout(config).folder("reference") not in output
-            return {"tokenizer": images * (vision if further else inception)}, 0.0
+            return {"features": images * (vision if further else inception)}, 0.0
         case "train_encoder":
-            return _encoder_operations(config, output, encode), 0.0
+            return _encoder_operations(config, output, encode, rates["data"]["jpegs_per_second_and_thread"]["value"])
         case "audit_encoder":
-            return {"tokenizer": plan.audit_macs(config)}, 0.0
+            return {"features": plan.audit_macs(config)}, 0.0
         case "train_generator":
             step = int(re.findall(r"step_(\d+)/", output)[0])
-            return {"training": plan.step_macs(config) * (config.training.milestone_every if step else 0)}, 0.0
+            return {"generator": plan.step_macs(config) * (config.training.milestone_every if step else 0)}, 0.0
         case "sample" | "sample_claim":
-            return {"training": plan.generator_macs(config) * (samples if job.rule == "sample" else report)}, 0.0
+            return {"generator": plan.generator_macs(config) * (samples if job.rule == "sample" else report)}, 0.0
         case "evaluate" | "evaluate_claim":
-            return {"tokenizer": (samples if job.rule == "evaluate" else report) * (decode + inception)}, 0.0
+            count = samples if job.rule == "evaluate" else report
+            return {"decode": count * decode, "features": count * inception}, 0.0
         case "evaluate_claim_in_space":
-            return {"tokenizer": report * (decode + vision)}, 0.0
+            return {"decode": report * decode, "features": report * vision}, 0.0
         case "check_archives" | "index_archives" | "verify_latents":
             return {}, data_plan.cpu_hours(config, job.rule, output, rates)
     return {}, 0.0
 
 
-def _encoder_operations(config: Configuration, output: str, encode: float) -> dict[str, float]:
-    """Of the encoder's training, or of the one before its fine-tune."""
+def _encoder_operations(config: Configuration, output: str, encode: float, jpegs: float) -> tuple[dict[str, float], float]:
+    """Of the encoder's training, or of the one before its fine-tune: crops in the loop are decoded by all its threads."""
     encoder = config.encoder
     tuned = encoder.finetune is not None and f"/{encoder.folder_name}-" in output
     recipe = encoder.recipe if tuned else encoder.training
-    seen = recipe.batch * recipe.steps
-    online = seen * encode if encoder.augmentation == "online" else 0.0
-    return {"training": 3 * seen * (plan.encoder_macs(config) + plan.decoder_macs(config)), "tokenizer": online}
+    seen, threads = recipe.batch * recipe.steps, encoder.resources.threads * encoder.resources.processes
+    crops = seen if encoder.augmentation == "online" else 0
+    trained = 3 * seen * (plan.encoder_macs(config) + plan.decoder_macs(config))
+    return {"encoder": trained, plan.encoding_rate(recipe.precision): crops * encode}, crops / (jpegs * threads) / 3600
 
 
 def schedule(jobs: Sequence[Task], gpus: int) -> Schedule:

@@ -20,10 +20,17 @@ STAGES = ("sources", "data", "tokenizer", "reference", "encoder", "generator", "
 
 
 def make_plan(
-    preset: Path, overrides: Sequence[str], folder: Path, gpus: Sequence[int], profile: str | None, minutes: float | None
+    preset: Path,
+    overrides: Sequence[str],
+    folder: Path,
+    gpus: Sequence[int],
+    profile: str | None,
+    minutes: float | None,
+    speeds: Path = plan.RATES,
 ) -> dict[str, Any]:
     """Everything about a plan, as JSON has it; `gpus` are the numbers to give wall-clock for, `minutes` the time limit of
-    the partition where SLURM is not to be asked. Nothing is run or written. Raises Fault when Snakemake cannot plan.
+    the partition where SLURM is not to be asked, `speeds` a file like config/rates.yaml. Nothing is run or written. Raises
+    Fault when Snakemake cannot plan or the rates cannot be read.
 
     name, run        the configuration's name and the folder of its run
     command          the dry run that says what would run
@@ -31,19 +38,19 @@ def make_plan(
     gpu_hours        rows: by part of the whole plan, with the keys of its rates; whole, of all of it; to_run, of jobs that
                      would run, by stage, and devices, the most GPUs that one of them asks for
     wall_clock       by number of GPUs: hours, and by stage those that the end waits for (0: not on the critical path)
-    rates            by dotted key of config/rates.yaml: value and source; hardware
+    rates            by dotted key of config/rates.yaml: value and source; hardware; the file that they are from
     disk             rows: GB when done by kind of file; systems: by file system, what is free, there, added, and at peak
     table8           column (the nearest), rows, agree, departures (row, paper, release, here)
     refusals         why the plan cannot work; warnings; time_limits: where those of the partitions come from
     """
-    config = load_file(preset, overrides)
+    config, rates = load_file(preset, overrides), plan.read_rates(speeds)
     # A partition's limit speaks of a cluster, so that its profile is meant.
     chosen = read_profile(profile or ("slurm" if minutes is not None else None))
     with ThreadPoolExecutor() as beside:  # SLURM and Snakemake take their seconds at the same time
         cluster = beside.submit(ask_cluster) if chosen.slurm and minutes is None else None
         planned = ask_snakemake(config, preset, overrides, chosen.path.parent, folder)
         answer = cluster.result() if cluster else None
-    asked, rates = asks(config, chosen), plan.read_rates()
+    asked = asks(config, chosen)
     jobs = tasks(config, planned.jobs, {each.rule: each.gpus * each.nodes for each in asked}, rates)
     disks = usage(config, planned.jobs, folder)
     found = limits(config, asked, jobs, disks, chosen, minutes if answer is None else answer)
@@ -54,7 +61,7 @@ def make_plan(
         "jobs": _jobs(planned),
         "gpu_hours": _gpu_hours(config, jobs, rates),
         "wall_clock": [_wall_clock(jobs, count) for count in sorted(set(gpus))],
-        "rates": _rates(config, rates),
+        "rates": {**_rates(config, rates), "file": "config/rates.yaml" if speeds == plan.RATES else str(speeds)},
         "disk": {
             "rows": {space.what: space.bytes / 1e9 for space in plan.disk(config)},
             "systems": [_system(each._asdict()) for each in disks],
@@ -80,7 +87,7 @@ def _gpu_hours(config: Configuration, jobs: Sequence[Task], rates: dict[str, Any
     rows = {
         cost.stage: {
             "hours": plan.gpu_hours(cost, rates),
-            "rates": [f"effective_tflops.{cost.rate}", *cost.counted],
+            "rates": [*(f"effective_tflops.{rate}" for rate in cost.macs), *cost.counted],
         }
         for cost in plan.costs(config, rates)
     }
@@ -96,8 +103,8 @@ def _wall_clock(jobs: Sequence[Task], gpus: int) -> dict[str, Any]:
 
 def _rates(config: Configuration, rates: dict[str, Any]) -> dict[str, Any]:
     """Those behind the hours of this configuration."""
-    costs = [cost for cost in plan.costs(config, rates) if cost.gpus and cost.macs]
-    keys = dict.fromkeys(f"effective_tflops.{cost.rate}" for cost in costs)
+    costs = [cost for cost in plan.costs(config, rates) if cost.gpus and any(cost.macs.values())]
+    keys = dict.fromkeys(f"effective_tflops.{rate}" for cost in costs for rate, macs in cost.macs.items() if macs)
     keys |= dict.fromkeys(key for cost in costs for key in cost.counted)
     if any(cost.rule == "encode_latents" for cost in costs):
         own = ("md5_bytes_per_second", "seconds_per_page", "jpegs_per_second_and_thread", "verified_bytes_per_second")
@@ -148,7 +155,7 @@ def _hours_text(found: dict[str, Any]) -> Iterator[str]:
     yield from ("", f"GPU-hours of the whole plan on {found['rates']['hardware']}, and the rates that they follow from")
     for part, row in hours["rows"].items():
         if row["hours"]:
-            yield f"  {part:<39}{row['hours']:>11,.2f}   {', '.join(row['rates'])}"
+            yield from _folded(f"  {part:<39}{row['hours']:>11,.2f}   ", ", ".join(row["rates"]))
     yield f"  {'all':<39}{hours['whole']:>11,.2f}"
     yield f"  {'of jobs that would run':<39}{sum(hours['to_run'].values()):>11,.2f}"
 
@@ -177,7 +184,7 @@ def _wall_clock_text(found: dict[str, Any]) -> Iterator[str]:
 def _rates_text(found: dict[str, Any]) -> Iterator[str]:
     used = found["rates"]["used"]
     if used:
-        yield from ("", "rates (config/rates.yaml)")
+        yield from ("", f"rates ({found['rates']['file']})")
     for key, rate in used.items():
         yield from _folded(f"  {key:<34}{rate['value']:>12,g}   ", rate["source"])
 

@@ -16,7 +16,7 @@ from drifting_core.config import load_file
 from drifting_core.data_plan import table
 from drifting_core.faults import Fault
 from drifting_core.jobs import parser, run, start, takes_configuration
-from drifting_core.plan import read_rates
+from drifting_core.plan import RATES, read_rates
 from drifting_core.plan_hours import GPUS
 from drifting_core.plan_report import make_plan, page
 
@@ -29,18 +29,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument(
         "--partition-limit", type=float, metavar="MINUTES", help="the partition's time limit, instead of sinfo's"
     )
+    made.add_argument("--rates", type=Path, default=RATES, help="this machine's, as measure_rates.py writes them")
     made.add_argument("--json", action="store_true", help="the same for scripts (drifting_core.plan_report.make_plan)")
     made.add_argument("--data", action="store_true", help="the data stages, by number of GPUs")
     arguments = start(made, argv)
     if arguments.data:
-        print(table(load_file(arguments.configfile, arguments.config), read_rates()))
+        print(table(load_file(arguments.configfile, arguments.config), read_rates(arguments.rates)))
         return
     if min(arguments.gpus) < 1:
         made.error(f"--gpus {min(arguments.gpus)}: at least 1")
 
     found = make_plan(
-        arguments.configfile, arguments.config, Path.cwd(), arguments.gpus, arguments.profile, arguments.partition_limit
-    )
+        arguments.configfile, arguments.config, Path.cwd(), arguments.gpus, arguments.profile, arguments.partition_limit,
+        arguments.rates,
+    )  # fmt: skip
     print(json.dumps(found, indent=1) if arguments.json else page(found), flush=True)
     if found["refusals"]:
         raise Fault(f"this plan cannot work: {len(found['refusals'])} refusal(s) stand at its end; do what they say")

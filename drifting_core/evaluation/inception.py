@@ -44,6 +44,14 @@ class InceptionV3(nn.Module):
         self.load_state_dict(_read_state(Path(weights), self.state_dict()), strict=True, assign=True)
         self.requires_grad_(False).eval()
 
+    @classmethod
+    def untrained(cls) -> InceptionV3:
+        """With random weights: to be timed, not to see with."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made._build()
+        return made.requires_grad_(False).eval()
+
     def _build(self) -> None:
         self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3)

@@ -35,6 +35,9 @@ class Source(Protocol):
         float16 or float32, on any device.
         """
 
+    def expect(self, rows: Tensor, step: int, first: int) -> None:
+        """These will be asked for next: what can be prepared beside the device's work may begin."""
+
 
 class StoredLatents:
     """The latents as they are stored: no augmentation beyond the mirror."""
@@ -47,6 +50,9 @@ class StoredLatents:
 
     def latents(self, rows: Tensor, views: Tensor, step: int, first: int) -> Tensor:
         return self.store.gather_stored(rows, views)
+
+    def expect(self, rows: Tensor, step: int, first: int) -> None:
+        """Nothing to prepare: rows are gathered at memory speed."""
 
 
 class MaskedTraining:
@@ -128,6 +134,7 @@ class MaskedTraining:
         rows, views = (drawn[mine] for drawn in self.stream.take(step * batch, batch))
         latents = self.source.latents(rows, views, step, mine.start).to(self.device).to(self._format)
         labels = self.source.labels[rows].to(self.device)
+        self.source.expect(self.stream.take((step + 1) * batch, batch)[0][mine], step + 1, mine.start)
         self.data_seconds += time.perf_counter() - began
         grid = self.model.mask_grid(*latents.shape[2:])
         uniforms = draws.uniform(draws.key(self.recipe.seed, "mask", step), (batch, *grid), device=self.device)

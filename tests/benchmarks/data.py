@@ -7,7 +7,6 @@ page cache is warm unless a row says cold).
 from __future__ import annotations
 
 import argparse
-import io
 import multiprocessing
 import os
 import tarfile
@@ -22,7 +21,6 @@ import psutil
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from PIL import Image
 
 from drifting_core import config
 from drifting_core.artifacts import LatentContract, LatentManifest, records
@@ -31,6 +29,7 @@ from drifting_core.data.images import centre_crop_of, in_order
 from drifting_core.data.index import FILE, ImageReader, check, index, write_tables
 from drifting_core.data.latents import LatentStore, write_shard
 from drifting_core.data.packing import tar_of
+from drifting_core.evaluation.rates import SD_VAE, photo
 from tests.imagenet_shaped import Shaped, write_archives
 from tests.imagenet_shaped import wnids as real_wnids
 
@@ -211,16 +210,6 @@ def print_gathers(folder: Path) -> None:
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
-def photo(seed: int) -> bytes:
-    """A JPEG as ImageNet's are on average: 500 x 375 pixels, about 110 kB."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.Resampling.BICUBIC)
-    pixels = np.asarray(coarse, np.float32) + rng.normal(0, 14, (375, 500, 1))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "jpeg", quality=92)
-    return buffer.getvalue()
-
-
 def write_photos(folder: Path, count: int, classes: int) -> dict[str, config.Data]:
     """The same photos as nested tar and as a folder; validation is one image per class."""
     wnids = [f"n{label:08d}" for label in range(classes)]
@@ -294,12 +283,7 @@ def image_table(folder: Path, threads: int, count: int = 1600) -> tuple[str, flo
 def vae_rate(device: str, dtype: torch.dtype, batch: int) -> float:
     """Images a second through the encoder of a full-size SD-VAE (random weights), 256 px."""
     torch.manual_seed(0)
-    model = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-    ).to(device)  # fmt: skip
-    if dtype != torch.float32:
-        model = model.to(dtype)
+    model = AutoencoderKL(**SD_VAE).to(device, dtype)
     images = torch.rand(batch, 3, 256, 256, device=device, dtype=dtype)
     repeats = 10 if device == "cuda" else 1
     with torch.inference_mode():

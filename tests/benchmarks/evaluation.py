@@ -28,19 +28,15 @@ from drifting_core.evaluation import sampler, search, statistics, uncertainty
 from drifting_core.evaluation.classifier import SmallClassifier
 from drifting_core.evaluation.contract import to_uint8
 from drifting_core.evaluation.inception import InceptionV3
+from drifting_core.evaluation.rates import SD_VAE
 from drifting_core.evaluation.reference import cache_blocks
 from drifting_core.models.generator import Generator
 from drifting_core.models.tokenizer_making import small_autoencoder
 from drifting_core.training.generator import architecture
-from tests.unit.test_inception import random_state
 
 DIMENSIONS = 2048
 CLAIM, TRAINING_IMAGES = 50_000, 1_281_167
 GPUS = (1, 8)
-SD_VAE = {
-    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "norm_num_groups": 32,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-}  # fmt: skip
 
 
 def timed(work: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
@@ -122,8 +118,7 @@ def networks(config: settings.Configuration, on: torch.device, scratch: Path) ->
             width=config.evaluation.network.classifier.width, classes=data.expected.classes
         ).eval()
     else:
-        torch.save(random_state(), scratch / "inception.pth")
-        network = InceptionV3(scratch / "inception.pth")
+        network = InceptionV3.untrained()
     return Networks(generator.eval().to(on), lambda z: (vae.decode(z).sample / 2 + 0.5).clamp(0, 1), network.to(on))
 
 
@@ -172,15 +167,14 @@ def computed(config: settings.Configuration) -> str:
     """Hours of the claim's images at the plan's assumed rate, from operation counts."""
     rates = plan.read_rates()
     macs = {
-        "sampling": plan.generator_macs(config),
-        "decoding": rates["tokenizer_gmac"]["decode"]["value"] * 1e9,
+        "generator": plan.generator_macs(config),
+        "decode": rates["tokenizer_gmac"]["decode"]["value"] * 1e9,
         "features": rates["inception_gmac"]["value"] * 1e9,
     }
-    rate = rates["effective_tflops"]["tokenizer"]["value"]
-    seconds = 2 * sum(macs.values()) * CLAIM / (rate * 1e12)
-    shares = ", ".join(f"{part} {value / 1e9:.3g} GMAC" for part, value in macs.items())
-    return f"{config.name} at full size: no GPU here, computed from {shares} at the assumed {rate} TFLOP/s. " + _by_gpus(
-        seconds, "computed, not measured"
+    known = rates["effective_tflops"]
+    shares = ", ".join(f"{part} {value / 1e9:.3g} GMAC at {known[part]['value']} TFLOP/s" for part, value in macs.items())
+    return f"{config.name} at full size: no GPU here, computed from rates of config/rates.yaml: {shares}. " + _by_gpus(
+        CLAIM * 3600 * plan.hours_of(macs, rates), "computed, not measured"
     )
 
 

@@ -16,64 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from drifting_core import config as settings
 from drifting_core import plan
-from drifting_core.artifacts import LatentContract, LatentManifest, records
-from drifting_core.data.latents import LatentStore, write_shard
 from drifting_core.devices import device, peak_flops
 from drifting_core.drift.objective import DriftObjective
-from drifting_core.models.mae import LatentEncoder
+from drifting_core.evaluation.rates import drift_training, random_store, seconds_of_step
 from drifting_core.training import generator
 from drifting_core.training.generator import DriftTraining
-from drifting_core.training.mae import encoder_architecture
 from drifting_core.training.state import StateFolder
 
-IMAGES_PER_CLASS = 4
 COMMIT_EVERY_SECONDS = 600
-
-
-def random_store(config: settings.Configuration, folder: Path) -> LatentStore:
-    """A few random latents of every class."""
-    classes = config.data.expected.classes
-    shape = (config.tokenizer.channels, config.latent_size, config.latent_size)
-    labels = np.arange(IMAGES_PER_CLASS * classes) % classes
-    latents = np.random.default_rng(0).standard_normal((len(labels), 2, *shape), dtype=np.float32).astype(np.float16)
-    contract = LatentContract(
-        tokenizer_sha256="0", scaling_factor=1.0, posterior="sample", views=["image", "mirror"], dtype="float16",
-        precision="float32", pre_encode_transforms=[],
-    )  # fmt: skip
-    write_shard(folder / "shard_0.h5", [latents], labels, [str(i) for i in range(len(labels))], contract, 16)
-    LatentManifest(
-        configuration="0", code="0", files=records(folder, ["shard_0.h5"]), split="train", rows=len(labels),
-        shape=list(shape), num_classes=classes, shards=["shard_0.h5"], shard_rows=[len(labels)], rejects=[],
-        contract=contract,
-    ).write(folder / "manifest.json")  # fmt: skip
-    return LatentStore(folder / "manifest.json")
-
-
-def trainee(config: settings.Configuration, store: LatentStore, on: torch.device) -> DriftTraining:
-    encoder = LatentEncoder(**encoder_architecture(config.encoder, config.tokenizer.channels))
-    encoder.reset_parameters(0)
-    made = DriftTraining(
-        config.generator, config.objective, config.training, store, encoder.eval().requires_grad_(False), on
-    )
-    made.begin()
-    return made
-
-
-def seconds_of(made: DriftTraining, steps: int, on: torch.device) -> float:
-    """Seconds of a step, after two that are not counted."""
-    began = 0.0
-    for step in range(steps + 2):
-        if step == 2:
-            began = time.perf_counter()
-        made.advance(step)  # ends with the gradient norm on the host
-    if on.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) / steps
 
 
 class Parts:
@@ -160,8 +114,8 @@ def matrix_peak() -> float:
 def report(config: settings.Configuration, steps: int, gpus: int, threads: int, state_megabytes: float) -> str:
     on = device(gpus, threads)
     with tempfile.TemporaryDirectory() as folder:
-        made = trainee(config, random_store(config, Path(folder)), on)
-        seconds = seconds_of(made, steps, on)
+        made = drift_training(config, random_store(config, Path(folder)), on)
+        seconds = seconds_of_step(made, on, steps)
         cost = state_cost(made, state_megabytes, Path(folder) / "state", seconds)
         parts = parts_of(made, steps, on)
     whole = config.model_copy(update={"training": config.training.model_copy(update={"micro_batches": 1})})

@@ -21,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 from drifting_core import artifacts, plan
 from drifting_core import config as settings
 from drifting_core.artifacts import Artifact, sha256_file
+from tests.conftest import until
 from tests.workflow.conftest import RECORDS, ROOT, TARGET, Site, Walk
 
 pytestmark = pytest.mark.workflow
@@ -308,6 +309,21 @@ def test_an_encoder_is_trained_on_stored_crops(walk: Walk) -> None:
     assert artifacts.EncoderTrained.read(site.folder / trained).inputs["crops"] == sha256_file(crops)
 
 
+def test_an_encoder_is_trained_on_crops_encoded_in_the_loop(walk: Walk) -> None:
+    """augmentation: online, as the paper's presets have it: from the archives, and no store beside the latents."""
+    site = walk.site
+    preset = site.configure("online.yaml", **{"encoder.augmentation": "online", "encoder.name": "mae_online"})
+    encoder = settings.load_file(preset).key("encoder")
+    done = site.snakemake(f"results/encoders/{encoder}/trained.json", config="online.yaml")
+    assert done.returncode == 0, done.stdout
+    assert re.findall(r"^(?:local)?rule (\w+):", done.stdout, re.MULTILINE) == ["train_encoder"]
+    plain = next(path.parent for path in site.folder.glob("results/encoders/mae_w32-*/metrics.jsonl"))
+    both = [site.folder / "results/encoders" / encoder, plain]
+    of_crops, of_stored = ((folder / "metrics.jsonl").read_text().splitlines() for folder in both)
+    assert json.loads(of_crops[-1])["step"] == json.loads(of_stored[-1])["step"]
+    assert json.loads(of_crops[0])["loss"] != json.loads(of_stored[0])["loss"]
+
+
 def test_online_crops_are_a_function_of_seed_step_and_place(walk: Walk, monkeypatch: pytest.MonkeyPatch) -> None:
     from drifting_core.config import load_file
     from drifting_core.training.crops import OnlineCrops
@@ -334,9 +350,24 @@ def test_online_crops_are_a_function_of_seed_step_and_place(walk: Walk, monkeypa
     assert not torch.equal(latents, source.latents(rows, views, 4, 0))
     # A rank's share of the batch is that part of it; the tokenizer's products have other shapes, so not to the bit.
     torch.testing.assert_close(source.latents(rows[7:], views[7:], 3, 7), latents[7:], rtol=1e-4, atol=1e-4)
+    _crops_begin_beside_the_step_before(crops([]), rows, latents, monkeypatch)
     fewer = crops([source.reader.names[0]])
     assert len(fewer) == len(source) - 1
     assert torch.equal(fewer.labels, source.labels[1:])
+
+
+def _crops_begin_beside_the_step_before(
+    source: Any, rows: torch.Tensor, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is expected is decoded before it is asked for, once; what was not expected is right all the same."""
+    read, views = [], torch.zeros_like(rows)
+    monkeypatch.setattr(source.reader, "read", lambda row, read_file=source.reader.read: read.append(row) or read_file(row))
+    source.expect(rows, 3, 0)
+    until(lambda: len(read) == len(rows))
+    assert torch.equal(source.latents(rows, views, 3, 0), latents)
+    assert sorted(read) == rows.tolist()
+    source.expect(rows, 4, 0)
+    assert torch.equal(source.latents(rows, views, 3, 0), latents)
 
 
 def test_another_alpha_gives_other_images_from_the_same_noise(walk: Walk) -> None:

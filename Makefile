@@ -75,7 +75,7 @@ parity: $(READY) ## FID, IS, KID, precision and recall beside torch-fidelity's, 
 plan: $(READY) ## what a configuration would run and cost, and whether it can work: make plan CONFIG=config/l2.yaml
 	@$(BIN)/python workflow_scripts/plan.py --configfile $(CONFIG) --rates $(RATES)
 
-rates: $(READY) ## this machine's rates, for its plans, to results/rates.yaml: in a job with a GPU, make rates CONFIG=config/ablation.yaml
+rates: $(READY) ## rates of this machine, for plans (make plan RATES=results/rates.yaml): in a job with a GPU, CONFIG=config/ablation.yaml
 	@$(BIN)/python workflow_scripts/measure_rates.py --configfile $(CONFIG)
 
 runs: $(READY) ## all runs in results/: state, numbers, cost, what they differ in

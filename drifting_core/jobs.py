@@ -137,10 +137,22 @@ def _exit_code(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
     except Fault as fault:
         log.error("error: %s", fault)
         return 1
-    except Exception:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 1
         log.exception("unexpected error")
         return 1
     return 0
+
+
+def _reader_left() -> bool:
+    """Whether whoever read this program's output wants no more of it (`| head`); then nothing of it is left to write."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def peak_megabytes() -> float:

@@ -68,6 +68,7 @@ def test_every_rule_has_its_thin_script_and_every_script_its_use(root: Path) -> 
         "verify_bundle",
         "write_configuration_reference",
         "make_photos",
+        "measure_rates",
         "run_toy",
         "remove_sources",
         "describe_images",

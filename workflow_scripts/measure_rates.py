@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = start(made, argv)
     config = load_file(arguments.configfile, arguments.config)
     found = []
-    for rate in rates.measure(config, config.training.resources.threads):
+    for rate in rates.measure(config, arguments.threads):
         print(f"{rate.key:<38}{rate.value:>12.4g}   {rate.how}", flush=True)
         found.append(rate)
     rates.write(found, arguments.output)

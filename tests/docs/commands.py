@@ -100,7 +100,11 @@ TREATMENTS = (
     run(rf"{SCRIPTS}/draw_progress\.py .*", says=r"\.png"),
     run(rf"{SCRIPTS}/(?:status|prune|runs|write_configuration_reference)\.py(?!.* --yes).*"),
     # 1: this machine has no room for the plan.
-    run(rf"{SCRIPTS}/plan\.py.*", says="hours", codes=(0, 1)),
+    run(rf"{SCRIPTS}/plan\.py(?!.* --rates ).*", says="hours", codes=(0, 1)),
+    covered(
+        rf"{SCRIPTS}/(?:plan\.py .*--rates|measure_rates\.py) .*",
+        "unit/test_rates.py::test_measured_rates_stand_in_the_shipped_ones_places",
+    ),
     run(rf"{SCRIPTS}/show_claim\.py .*", says="FD"),
     run(rf"{SCRIPTS}/show_encoders\.py .*", says="reconstruction"),
     run(rf"{SCRIPTS}/fetch\.py --list(?: .*)?"),
@@ -140,7 +144,11 @@ TREATMENTS = (
     covered(r"make encoders", "workflow/test_encoders.py::test_stages_and_widths_are_made_and_audited"),
     covered(r"make docs", "test_architecture.py::test_generated_pages_are_in_step"),
     run(r"make (?:runs|prune)"),
-    run(r"make plan(?: .*)?", says="GPU-hours", codes=(0, 2)),  # the same: make says 2
+    run(r"make plan(?!.* RATES=)(?: .*)?", says="GPU-hours", codes=(0, 2)),  # the same: make says 2
+    covered(r"make plan .*RATES=.*", "unit/test_rates.py::test_measured_rates_stand_in_the_shipped_ones_places"),
+    covered(
+        r"(?:srun .*)?make rates(?: .*)?", "unit/test_rates.py::test_measured_rates_stand_in_the_shipped_ones_places"
+    ),
     elsewhere(r"(?:SLURM_REQUIRED=1 )?make test(?:-all|-fast)?", "these tests themselves"),
     elsewhere(r"make setup(?: && source \.venv/bin/activate)?", "the tests run in what it makes"),
     elsewhere(r"make (?:benchmark[a-z-]*|parity)(?: .*)?", "minutes of measurements, which assert nothing"),

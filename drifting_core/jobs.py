@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import resource
+import select
 import shlex
 import signal
 import subprocess
@@ -146,13 +147,13 @@ def _exit_code(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
 
 
 def _reader_left() -> bool:
-    """Whether whoever read this program's output wants no more of it (`| head`); then nothing of it is left to write."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    """Whether whoever read this program's output wants no more of it (`| head`); then the rest of it goes nowhere."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    left = any(event & select.POLLERR for _, event in output.poll(0))
+    if left:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return left
 
 
 def peak_megabytes() -> float:

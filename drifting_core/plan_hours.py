@@ -66,18 +66,20 @@ def _operations(config: Configuration, job: Job, rates: dict[str, Any]) -> tuple
     vision, inception = rates["vision_transformer_gmac"]["value"] * 1e9, rates["inception_gmac"]["value"] * 1e9
     samples, report = config.evaluation.selection.samples, config.evaluation.report.samples
     images = expected.train_images + expected.val_images
+    jpegs = 3600 * rates["data"]["jpegs_per_second_and_thread"]["value"]  # that a thread decodes in an hour
     match job.rule:
         case "encode_latents":
             store = re.findall(r"latents/(\w+)/", output)[0]
             latents, split = config.data.latents, expected.val_images if store == "val" else expected.train_images
             share = split / latents.shards_of(store)
-            threads = latents.resources.threads * rates["data"]["jpegs_per_second_and_thread"]["value"]
-            return {plan.encoding_rate(latents.precision): share * latents.views_of(store) * encode}, share / threads / 3600
+            encoded = share * latents.views_of(store) * encode
+            return {plan.encoding_rate(latents.precision): encoded}, share / (latents.resources.threads * jpegs)
         case "make_reference":
             further = Layout(config).folder("reference") not in output
-            return {"features": images * (vision if further else inception)}, 0.0
+            threads = config.evaluation.network.resources.threads
+            return {"features": images * (vision if further else inception)}, images / (threads * jpegs)
         case "train_encoder":
-            return _encoder_operations(config, output, encode, rates["data"]["jpegs_per_second_and_thread"]["value"])
+            return _encoder_operations(config, output, encode, jpegs)
         case "audit_encoder":
             return {"features": plan.audit_macs(config)}, 0.0
         case "train_generator":
@@ -96,14 +98,17 @@ def _operations(config: Configuration, job: Job, rates: dict[str, Any]) -> tuple
 
 
 def _encoder_operations(config: Configuration, output: str, encode: float, jpegs: float) -> tuple[dict[str, float], float]:
-    """Of the encoder's training, or of the one before its fine-tune: crops in the loop are decoded by all its threads."""
+    """Of the encoder's training, or of the one before its fine-tune: crops in the loop are decoded by all its threads.
+
+    `encode`: multiply-adds of a crop; `jpegs`: those that a thread decodes in an hour.
+    """
     encoder = config.encoder
     tuned = encoder.finetune is not None and f"/{encoder.folder_name}-" in output
     recipe = encoder.recipe if tuned else encoder.training
     seen, threads = recipe.batch * recipe.steps, encoder.resources.threads * encoder.resources.processes
     crops = seen if encoder.augmentation == "online" else 0
     trained = 3 * seen * (plan.encoder_macs(config) + plan.decoder_macs(config))
-    return {"encoder": trained, plan.encoding_rate(recipe.precision): crops * encode}, crops / (jpegs * threads) / 3600
+    return {"encoder": trained, plan.encoding_rate(recipe.precision): crops * encode}, crops / (jpegs * threads)
 
 
 def schedule(jobs: Sequence[Task], gpus: int) -> Schedule:

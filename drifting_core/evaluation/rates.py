@@ -176,6 +176,8 @@ def _seconds(call: Callable[[], object], on: torch.device, calls: int = 0) -> fl
             torch.cuda.synchronize(on)
         return time.perf_counter() - began
 
+    if on.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(on)
     timed()
     once = timed()
     times = [timed() for _ in range(calls or max(1, int(_LEAST_SECONDS / once)))]
@@ -184,8 +186,10 @@ def _seconds(call: Callable[[], object], on: torch.device, calls: int = 0) -> fl
 
 def _rate(key: str, on: torch.device, precision: str, macs: float, seconds: float, what: str) -> Rate:
     flops, peak = 2 * macs / seconds, peak_flops(on, precision, 1)
-    share = f", {flops / peak:.0%} of the peak" if peak else ""
-    how = f"{device_name()}, torch {torch.__version__}, {precision}, {what}: {seconds:.3g} s each{share}"
+    more = f", {flops / peak:.0%} of the peak" if peak else ""
+    if on.type == "cuda":
+        more += f", {torch.cuda.max_memory_allocated(on) / 1e9:.3g} GB at most"
+    how = f"{device_name()}, torch {torch.__version__}, {precision}, {what}: {seconds:.3g} s each{more}"
     return Rate(f"effective_tflops.{key}", flops / 1e12, how)
 
 

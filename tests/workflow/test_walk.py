@@ -317,9 +317,8 @@ def test_an_encoder_is_trained_on_crops_encoded_in_the_loop(walk: Walk) -> None:
     done = site.snakemake(f"results/encoders/{encoder}/trained.json", config="online.yaml")
     assert done.returncode == 0, done.stdout
     assert re.findall(r"^(?:local)?rule (\w+):", done.stdout, re.MULTILINE) == ["train_encoder"]
-    plain = next(path.parent for path in site.folder.glob("results/encoders/mae_w32-*/metrics.jsonl"))
-    both = [site.folder / "results/encoders" / encoder, plain]
-    of_crops, of_stored = ((folder / "metrics.jsonl").read_text().splitlines() for folder in both)
+    both = [encoder, settings.load_file(site.folder / "config.yaml").key("encoder")]
+    of_crops, of_stored = ((site.folder / f"results/encoders/{key}/metrics.jsonl").read_text().splitlines() for key in both)
     assert json.loads(of_crops[-1])["step"] == json.loads(of_stored[-1])["step"]
     assert json.loads(of_crops[0])["loss"] != json.loads(of_stored[0])["loss"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
-import logging
 import os
 import platform
 import tempfile
@@ -36,8 +35,6 @@ from drifting_core.faults import Fault
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.training.generator import DriftTraining
 from drifting_core.training.mae import MaskedTraining, StoredLatents, encoder_architecture
-
-log = logging.getLogger(__name__)
 
 SD_VAE = {  # the published architecture, whose operations config/rates.yaml has
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4, "norm_num_groups": 32,

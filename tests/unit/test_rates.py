@@ -80,7 +80,7 @@ def test_measured_rates_stand_in_the_shipped_ones_places(
 ) -> None:
     """Each with device, torch, number format, what was timed, and the day; a plan computes with them and says so."""
     (tmp_path / "train.tar").write_bytes(bytes(2**21))
-    output = tmp_path / "rates.yaml"
+    output = tmp_path / "results" / "rates.yaml"
     archives = "data={archives: {train: " + str(tmp_path / "train.tar") + "}}"
     measure_rates.main(["--configfile", str(quick), "--output", str(output), "--config", archives])
     said = capsys.readouterr().out

@@ -22,13 +22,14 @@ from tests.workflow.conftest import ROOT
 
 pytestmark = pytest.mark.workflow
 
-# Jobs that take as long as a test needs, with no work in them.
+# Jobs that take as long as a test needs, with no work in them: some seconds, or until there is a file `go`.
 SNAKEFILE = """
 rule all:
     input: "all.txt"
 rule slow:
     output: "slow_{n}.txt"
-    shell: "touch began_{wildcards.n}; sleep {config[seconds]}; echo {wildcards.n} > {output}"
+    shell: "touch began_{wildcards.n}; timeout {config[seconds]} sh -c 'until [ -e go ]; do sleep 0.2; done' || true; "
+           "echo {wildcards.n} > {output}"
 rule join:
     input: "slow_1.txt", "slow_2.txt"
     output: "all.txt"
@@ -172,9 +173,9 @@ def test_an_interrupted_head_cancels_its_jobs_as_snakemake_does(sleepers: SlurmS
     assert not list((sleepers.folder / ".snakemake").glob("locks/*"))
 
 
-def controller(site: SlurmSite, seconds: int, minutes: int = 60) -> str:
-    """Number of a submitted controller's job, which has jobs that run."""
-    arguments = ["--minutes", str(minutes), "--", "all", "--config", f"seconds={seconds}"]
+def controller(site: SlurmSite, minutes: int = 60) -> str:
+    """Number of a submitted controller's job, which has jobs that run until they are told to go on."""
+    arguments = ["--minutes", str(minutes), "--", "all", "--config", "seconds=3600"]
     submitted = start(site, "submit_controller.py", *arguments)
     assert submitted.wait(90) == 0, said(site)
     until(lambda: len(running(site)) == 2)
@@ -182,20 +183,24 @@ def controller(site: SlurmSite, seconds: int, minutes: int = 60) -> str:
 
 
 def comes_back(site: SlurmSite, job: str) -> None:
-    """Wait for its end. SLURM would start it again two minutes after each requeue; here it need not wait."""
-    until(lambda: "BeginTime" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%r"), 240)
+    """Wait for its end. SLURM would start it again two minutes after each requeue; here it need not wait as long."""
+    log = site.folder / f"results/logs/controller/{job}_0_log.out"
+
+    def ends() -> list[str]:
+        return [row["JobState"] for row in site.cluster.jobs() if row["JobId"] == job]
+
+    until(lambda: site.cluster.call("squeue", "-h", "-j", job, "-o", "%T %r").strip() == "PENDING BeginTime", 240)
     assert len(running(site)) == 2, "its jobs went on"
-
-    def ended() -> bool:
-        if "BeginTime" in site.cluster.call("squeue", "-h", "-j", job, "-o", "%r", check=False):
-            site.cluster.call("scontrol", "update", f"jobid={job}", "starttime=now", check=False)
-        return any(row["JobId"] == job and row["JobState"] == "COMPLETED" for row in site.cluster.jobs())
-
-    until(ended, 300)  # where an update came too early for SLURM, its two minutes pass after all
+    time.sleep(5)  # in the second of its end a node refuses to start it again, and SLURM ends it for ever
+    site.cluster.call("scontrol", "update", f"jobid={job}", "starttime=now")
+    until(lambda: "waiting for 2 job(s) of an earlier head" in log.read_text() or "FAILED" in ends(), 240)
+    (site.folder / "go").touch()
+    until(lambda: {"COMPLETED", "FAILED"} & set(ends()), 240)
+    assert ends()[-1] == "COMPLETED", log.read_text()
 
 
 def test_a_controller_that_is_interrupted_comes_back_to_its_jobs(sleepers: SlurmSite) -> None:
-    job = controller(sleepers, 12)
+    job = controller(sleepers)
     for script in ("submit_controller.py", "run_workflow.py"):
         assert start(sleepers, script, "--", "all").wait(90) == 1
     refused = f"Snakemake already runs in this folder: process \\d+ on \\S+ \\(SLURM job {job}\\)"
@@ -209,6 +214,6 @@ def test_a_controller_that_is_interrupted_comes_back_to_its_jobs(sleepers: Slurm
 
 @pytest.mark.slow
 def test_a_controller_that_reaches_its_limit_comes_back_to_its_jobs(sleepers: SlurmSite) -> None:
-    job = controller(sleepers, 45, minutes=2)
+    job = controller(sleepers, minutes=2)
     comes_back(sleepers, job)
     assert_completed(sleepers, "all.txt", 3)

@@ -7,12 +7,14 @@ them; a stage begins when the one before it has ended, although the scheduler ov
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from drifting_core import published
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
-from drifting_core.plan import encoding_rate, hours_of
+from drifting_core.plan import encoding_rate, hours_of, rate_of
 
 GPUS = (1, 8, 64)
 
@@ -25,24 +27,43 @@ _FILES_PER_SHARD, _OTHER_FILES = 4, 23
 
 
 class Stage(NamedTuple):
-    """Hours of one stage at each number of GPUs of the table, and what limits it."""
+    """Hours of one stage at each number of GPUs of the table, what limits it, and the key of the rate they rest on."""
 
     name: str
     hours: list[float]
     limit: str
+    rate: str
 
 
 def _rate(rates: dict[str, Any], name: str) -> float:
     return float(rates["data"][name]["value"])
 
 
-def _shard_seconds(config: Configuration, rates: dict[str, Any], images: float) -> tuple[float, str]:
-    """Seconds of one encoding job, and whether the tokenizer or the decoding of JPEGs limits it."""
-    gmac, latents = rates["tokenizer_gmac"]["encode"]["value"], config.data.latents
-    macs = images * latents.views * gmac * 1e9 * (config.data.image_size / 256) ** 2
-    encoded = 3600 * hours_of({encoding_rate(latents.precision): macs}, rates)
-    decoded = images / (_rate(rates, "jpegs_per_second_and_thread") * latents.resources.threads)
-    return max(encoded, decoded), "tokenizer" if encoded > decoded else "JPEG decoding"
+def _encoding(
+    config: Configuration, rates: dict[str, Any], rate: str, latent_seconds: float, gpus: tuple[int, ...]
+) -> Stage:
+    """All encoding jobs on devices that take so long for a latent, unless the decoding of JPEGs takes longer."""
+    train, latents = config.data.expected.train_images, config.data.latents
+    encoded = latents.views * latent_seconds * (config.data.image_size / 256) ** 2
+    decoded = 1 / (_rate(rates, "jpegs_per_second_and_thread") * latents.resources.threads)
+    image = max(encoded, decoded)
+    all_images, shard = image * (train + config.data.expected.val_images), image * train / latents.shards_train
+    hours = [max(all_images / count, shard * math.ceil(latents.shards_train / count)) / 3600 for count in gpus]
+    limit = "tokenizer" if encoded > decoded else "JPEG decoding"
+    return Stage(f"encode, {latents.shards_train} + {latents.shards_val} jobs", hours, limit, rate)
+
+
+def _planned_encoding(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...]) -> Stage:
+    """On the devices that the plan is for."""
+    rate = encoding_rate(config.data.latents.precision)
+    seconds = 3600 * hours_of({rate: rates["tokenizer_gmac"]["encode"]["value"] * 1e9}, rates)
+    return _encoding(config, rates, f"effective_tflops.{rate}", seconds, gpus)
+
+
+def encoding_elsewhere(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = GPUS) -> Stage:
+    """On the devices of a published measurement, in its number format."""
+    key = "measured_elsewhere.encode_seconds"
+    return _encoding(config, rates, key, rate_of(rates, key)["value"], gpus)
 
 
 def latent_bytes(config: Configuration) -> float:
@@ -64,21 +85,15 @@ def files(config: Configuration) -> int:
 
 def stages(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = GPUS) -> list[Stage]:
     """The stages of the road, in order."""
-    expected, latents = config.data.expected, config.data.latents
-    images = expected.train_images + expected.val_images
-    shard, limit = _shard_seconds(config, rates, expected.train_images / latents.shards_train)
-    val, _ = _shard_seconds(config, rates, expected.val_images / latents.shards_val)
-    work = latents.shards_train * shard + latents.shards_val * val
-    pages = _pages(config)
-    latency = _rate(rates, "seconds_per_page")
-    encode = [max(work / count, shard * math.ceil(latents.shards_train / count)) / 3600 for count in gpus]
+    images = config.data.expected.train_images + config.data.expected.val_images
+    md5 = _ARCHIVE_BYTES / _rate(rates, "md5_bytes_per_second") / 3600
+    index = _pages(config) * _rate(rates, "seconds_per_page") / 3600
     verify = latent_bytes(config) / _rate(rates, "verified_bytes_per_second") / 3600
-    same = [1.0] * len(gpus)
     return [
-        Stage("check MD5", [_ARCHIVE_BYTES / _rate(rates, "md5_bytes_per_second") / 3600 * s for s in same], "one core"),
-        Stage("index", [pages * latency / 3600 * s for s in same], f"{images:,} pages of 4 kB"),
-        Stage(f"encode, {latents.shards_train} + {latents.shards_val} jobs", encode, limit),
-        Stage("verify in full", [verify * s for s in same], "one core"),
+        Stage("check MD5", [md5] * len(gpus), "one core", "data.md5_bytes_per_second"),
+        Stage("index", [index] * len(gpus), f"{images:,} pages of 4 kB", "data.seconds_per_page"),
+        _planned_encoding(config, rates, gpus),
+        Stage("verify in full", [verify] * len(gpus), "one core", "data.verified_bytes_per_second"),
     ]
 
 
@@ -102,6 +117,33 @@ def _pages(config: Configuration) -> float:
     return config.data.expected.train_images / READERS + config.data.expected.val_images
 
 
+def _hours_table(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...]) -> list[str]:
+    """Encoding and sums twice, on a device that somebody measured as well, where the plan's own rate is not measured."""
+
+    def kind(stage: Stage) -> str:
+        return re.split(r" *[(:]", rate_of(rates, stage.rate)["source"])[0]
+
+    def row(name: str, hours: Iterable[float], *words: str) -> str:
+        return f"| {name} | " + " | ".join([*(f"{each:.2f}" for each in hours), *words]) + " |"
+
+    check, index, encode, verify = stages(config, rates, gpus)
+    encodings = {_name(rates["device"]): encode}
+    if not kind(encode).startswith("measured"):
+        encodings[_name(rates["measured_elsewhere"]["device"])] = encoding_elsewhere(config, rates, gpus)
+    rows = [check, index, *(one._replace(name=f"{one.name}, {device}") for device, one in encodings.items()), verify]
+    lines = ["| hours at | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in gpus) + " | limited by | rate |"]
+    lines += ["|---" * (len(gpus) + 3) + "|"]
+    lines += [row(stage.name, stage.hours, stage.limit, kind(stage)) for stage in rows]
+    for device, one in encodings.items():
+        summed = map(sum, zip(check.hours, index.hours, one.hours, verify.hours, strict=True))
+        lines.append(row(f"all, {device}", summed, "", ""))
+    return lines
+
+
+def _name(device: str) -> str:
+    return device.removeprefix("one ")
+
+
 def table(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = GPUS) -> str:
     """Markdown: hours by stage, and disk, inodes and memory. Raises Fault for other images than ImageNet's."""
     images = config.data.expected.train_images + config.data.expected.val_images
@@ -110,16 +152,9 @@ def table(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = 
             f"data.expected: {images:,} images; the costs of the data road are known for ImageNet's {_IMAGES:,} only: give "
             "one of its presets, or leave --data away"
         )
-    found = stages(config, rates, gpus)
     latents = config.data.latents
     shard = latent_bytes(config) / images * config.data.expected.train_images / latents.shards_train
-    lines = ["| hours at | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in gpus) + " | limited by |"]
-    lines += ["|---" * (len(gpus) + 2) + "|"]
-    for stage in found:
-        lines.append(f"| {stage.name} | " + " | ".join(f"{hours:.2f}" for hours in stage.hours) + f" | {stage.limit} |")
-    lines.append(
-        "| all | " + " | ".join(f"{sum(hours):.2f}" for hours in zip(*(s.hours for s in found), strict=True)) + " | |"
-    )
+    lines = _hours_table(config, rates, gpus)
     running = [min(count, latents.shards_train) for count in gpus]
     kept = latent_bytes(config) + _INDEX_BYTES_PER_IMAGE * images
     rows = {

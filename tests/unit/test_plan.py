@@ -66,6 +66,25 @@ def test_the_data_road_is_cut_over_gpus_and_ends_where_shards_do(root: Path) -> 
     assert data_plan.files(more) > data_plan.files(ablation)
 
 
+def test_the_data_road_says_which_rates_are_measured(root: Path) -> None:
+    """Somebody's measurement of the VAE stands beside an assumed rate, and not beside a measured one."""
+    ablation, rates = preset(root, "ablation"), plan.read_rates()
+    hours = 1_331_167 * 2 * 0.004 / 3600
+    elsewhere = data_plan.encoding_elsewhere(ablation, rates, (1, 32, 64))
+    assert elsewhere.hours == pytest.approx([hours, hours / 32, hours / 34], rel=0.07)
+    assert elsewhere.limit == "tokenizer"
+    lines = data_plan.table(ablation, rates).splitlines()
+    [encode, other] = [line for line in lines if line.startswith("| encode")]
+    assert (encode.split(" | ")[0], encode.split(" | ")[-1]) == ("| encode, 32 + 2 jobs, NVIDIA H200", "assumed |")
+    assert "NVIDIA RTX 4090 | 2.96 | 0.37 | 0.09 | tokenizer | measured by others |" in other
+
+    rates["effective_tflops"]["encode_float32"] = {"value": 40, "source": "measured: here"}
+    lines = data_plan.table(ablation, rates).splitlines()
+    [encode] = [line for line in lines if line.startswith("| encode")]
+    assert encode.endswith("| measured |")
+    assert "RTX 4090" not in "".join(lines)
+
+
 def test_the_data_road_speaks_of_imagenet_only(root: Path) -> None:
     with pytest.raises(Fault, match="3,500 images; .* known for ImageNet's 1,331,167 only"):
         data_plan.table(preset(root, "demo"), plan.read_rates())

@@ -120,11 +120,12 @@ def test_a_controller_of_slurm_that_is_away_for_half_a_minute_costs_nothing(slee
 
 
 def test_a_head_that_lost_its_jobs_is_started_again(sleepers: SlurmSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    blind = sleepers.folder / "blind"
+    blind, asked = sleepers.folder / "blind", sleepers.folder / "asked"
     (sleepers.folder / "bin").mkdir()
     squeue = sleepers.folder / "bin/squeue"
     squeue.write_text(
-        f"#!/bin/sh\n[ -e {blind} ] && exit 1\nPATH=$(echo $PATH | sed 's#[^:]*/bin/*:##') exec squeue \"$@\"\n"
+        f"#!/bin/sh\n[ -e {blind} ] && echo >> {asked} && exit 1\n"
+        "PATH=$(echo $PATH | sed 's#[^:]*/bin/*:##') exec squeue \"$@\"\n"
     )
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
@@ -141,7 +142,7 @@ def test_a_head_that_lost_its_jobs_is_started_again(sleepers: SlurmSite, monkeyp
     )
     until(lambda: len(running(sleepers)) == 2)
     blind.touch()
-    time.sleep(2)
+    until(lambda: asked.exists() and asked.stat().st_size >= 2)  # in squeue's place and in sacct's: its jobs are lost
     blind.unlink()
     assert head.wait(180) == 0, said(sleepers)
     assert "killing Snakemake: silent for 0.1 minutes, and none of its jobs is left" in said(sleepers)

@@ -49,8 +49,8 @@ def _encoding(
     image = max(encoded, decoded)
     all_images, shard = image * (train + config.data.expected.val_images), image * train / latents.shards_train
     hours = [max(all_images / count, shard * math.ceil(latents.shards_train / count)) / 3600 for count in gpus]
-    limit = "tokenizer" if encoded > decoded else "JPEG decoding"
-    return Stage(f"encode, {latents.shards_train} + {latents.shards_val} jobs", hours, limit, rate)
+    limit, key = ("tokenizer", rate) if encoded > decoded else ("JPEG decoding", "data.jpegs_per_second_and_thread")
+    return Stage(f"encode, {latents.shards_train} + {latents.shards_val} jobs", hours, limit, key)
 
 
 def _planned_encoding(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...]) -> Stage:

@@ -84,6 +84,9 @@ def test_the_data_road_says_which_rates_are_measured(root: Path) -> None:
     assert encode.endswith("| measured |")
     assert "RTX 4090" not in "".join(lines)
 
+    rates["effective_tflops"]["encode_float32"] = {"value": 1e6, "source": "assumed"}
+    assert "| JPEG decoding | measured |" in data_plan.table(ablation, rates), "of the JPEGs, which decide then"
+
 
 def test_the_data_road_speaks_of_imagenet_only(root: Path) -> None:
     with pytest.raises(Fault, match="3,500 images; .* known for ImageNet's 1,331,167 only"):

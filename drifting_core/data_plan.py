@@ -135,8 +135,9 @@ def _hours_table(config: Configuration, rates: dict[str, Any], gpus: tuple[int, 
     lines += ["|---" * (len(gpus) + 3) + "|"]
     lines += [row(stage.name, stage.hours, stage.limit, kind(stage)) for stage in rows]
     for device, one in encodings.items():
-        summed = map(sum, zip(check.hours, index.hours, one.hours, verify.hours, strict=True))
-        lines.append(row(f"all, {device}", summed, "", ""))
+        parts = (check, index, one, verify)
+        summed = map(sum, zip(*(part.hours for part in parts), strict=True))
+        lines.append(row(f"all, {device}", summed, "", ", ".join(sorted({kind(part) for part in parts}))))
     return lines
 
 

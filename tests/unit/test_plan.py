@@ -77,6 +77,10 @@ def test_the_data_road_says_which_rates_are_measured(root: Path) -> None:
     [encode, other] = [line for line in lines if line.startswith("| encode")]
     assert (encode.split(" | ")[0], encode.split(" | ")[-1]) == ("| encode, 32 + 2 jobs, NVIDIA H200", "assumed |")
     assert "NVIDIA RTX 4090 | 2.96 | 0.37 | 0.09 | tokenizer | measured by others |" in other
+    assert [line.split(" | ")[-1] for line in lines if line.startswith("| all")] == [
+        "assumed, measured |",
+        "assumed, measured, measured by others |",
+    ], "a sum is as good as all its parts"
 
     rates["effective_tflops"]["encode_float32"] = {"value": 40, "source": "measured: here"}
     lines = data_plan.table(ablation, rates).splitlines()

@@ -8,6 +8,7 @@ audit's baseline. Both hold thumbnails beside the features: pixels that the audi
 
 from __future__ import annotations
 
+import io
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -109,8 +110,8 @@ def make_reference(
     moments, imported = (own, None) if published is None else (published, _imported(how.statistics, published, own))
     if how.split == "val":  # all of them: the cache holds those of the manifold only
         moments = features_of(val, "val", range(len(val))).moments(manifest.parent / STATISTICS, record, work)
-    with publish(manifest.parent / STATISTICS) as scratch, scratch.open("wb") as file:
-        np.savez(file, mu=moments.mean, sigma=moments.covariance)
+    with publish(manifest.parent / STATISTICS) as scratch:
+        write_statistics(scratch, moments)
     ReferenceStatistics(
         configuration=configuration,
         code=code_version(),
@@ -273,6 +274,18 @@ class _Pass:
         held = np.empty(len(rows), _held(features.shape[1]))
         held["features"], held["thumbnails"] = features, thumbnails(images).numpy()
         return _Features(held, rows, right)
+
+
+def write_statistics(path: Path, moments: Moments) -> None:
+    """`mu` (D) and `sigma` (D, D), float64, for numpy.load. The same numbers are the same bytes, whose hash is a contract's:
+
+    numpy.savez leaves the container's format to zipfile, where it depends on Python's version.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, values in (("mu", moments.mean), ("sigma", moments.covariance)):
+            array = io.BytesIO()
+            np.save(array, values)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), array.getvalue())
 
 
 def read_published(how: PublishedStatistics, dimensions: int) -> Moments:

@@ -16,7 +16,8 @@ from drifting_core.data.images import centre_crop_of, centre_crops
 from drifting_core.data.index import ImageReader
 from drifting_core.data.journal import Journal
 from drifting_core.evaluation import reference
-from drifting_core.evaluation.reference import make_reference, read_cache, read_published, read_statistics
+from drifting_core.evaluation.reference import make_reference, read_cache, read_published, read_statistics, write_statistics
+from drifting_core.evaluation.statistics import Moments
 from drifting_core.faults import Fault
 from tests.unit.latent_samples import HASH, section
 
@@ -150,6 +151,17 @@ def test_moments_of_all_validation_images(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "manifest.json", "network.json", "statistics.npz", "features_train.h5", "features_val.h5",
     }  # fmt: skip
+
+
+def test_the_same_statistics_are_the_same_bytes_under_any_python(tmp_path: Path) -> None:
+    """Their hash is part of contracts. This one was found with Python 3.11.2 and 3.11.7, whose numpy.savez differ."""
+    path = tmp_path / "statistics.npz"
+    write_statistics(path, Moments(np.arange(3.0), np.eye(3), 5))
+    assert sha256_file(path) == "a4920732af98d00a2b45f37f8996715357f1a3d15b96acbb1f55700b1c91e573"
+    with np.load(path) as found:
+        assert list(found) == ["mu", "sigma"]
+        assert np.array_equal(found["mu"], np.arange(3.0))
+        assert np.array_equal(found["sigma"], np.eye(3))
 
 
 def test_a_split_is_said_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from drifting_core.faults import Fault
 from drifting_core.leases import writer_lease
+from tests.conftest import until
 
 HOLD = "import sys, time; from pathlib import Path; from drifting_core.leases import writer_lease\n"
 HOLD += "with writer_lease(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(float(sys.argv[2]))\n"
@@ -106,9 +107,9 @@ def test_a_heart_that_beats_on_another_machine_is_refused(tmp_path: Path) -> Non
 
 def test_a_heart_that_stopped_on_another_machine_is_waited_for_once(tmp_path: Path) -> None:
     left_by(tmp_path)
-    for least, most in ((0.4, 5.0), (0.0, 0.3)):  # the second time it was given back
+    for least, most in ((2.0, 60.0), (0.0, 2.0)):  # the second time it was given back
         began = time.monotonic()
-        with writer_lease(tmp_path, poll_seconds=0.02, beat=0.1):
+        with writer_lease(tmp_path, poll_seconds=0.02, beat=0.5):
             assert least <= time.monotonic() - began < most
 
 
@@ -122,13 +123,12 @@ def test_slurm_is_asked_whether_the_holders_job_lives(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     left_by(tmp_path, slurm_job="77")
     began = time.monotonic()
-    with writer_lease(tmp_path, poll_seconds=0.02, beat=0.2):
-        assert (time.monotonic() - began > 0.7) == waits
+    with writer_lease(tmp_path, poll_seconds=0.02, beat=0.5):
+        assert (time.monotonic() - began > 1.9) == waits
 
 
 def test_a_heart_beats_as_long_as_the_lease_is_held(tmp_path: Path) -> None:
     with writer_lease(tmp_path, beat=0.02):
         before = (tmp_path / ".lease").stat().st_mtime_ns
-        time.sleep(0.2)
-        assert (tmp_path / ".lease").stat().st_mtime_ns > before
+        until(lambda: (tmp_path / ".lease").stat().st_mtime_ns > before)
     assert (tmp_path / ".lease").read_text() == ""

@@ -34,7 +34,7 @@ smoke: $(READY) ## the clean-room check of a new machine: archives to bundle, ev
 ENCODERS := encoder={variants: [64], resources: {threads: 1}, training: {steps: 420, finetune_steps: 0, finetune_ramp_steps: 0, finetune_weight: 0}, \
 	finetune: {steps: 300, batch: 64, learning_rate: 1.0e-3, warmup_steps: 10, ramp_steps: 40, weight: 0.3, ema: 0.98}}
 
-encoders: $(READY) ## encoders of two widths, fine-tuned and audited, on the photos of the demo (about 12 minutes on 2 cores)
+encoders: $(READY) ## encoders of two widths, fine-tuned and audited, on the photos of the demo (5 to 10 minutes on 2 cores)
 	$(BIN)/python workflow_scripts/run_workflow.py encoders --profile profiles/local --config '$(ENCODERS)'
 	@$(BIN)/python workflow_scripts/show_encoders.py results/encoders/*/export/audit.json
 

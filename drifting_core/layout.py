@@ -303,15 +303,21 @@ class Layout:
             os.environ[STUB] = "1"
 
 
+def mark_of_stubs(root: Path) -> Path | None:
+    """The file that says that a results root holds stubs, or None where it holds none."""
+    marks = (folder / _STUBS for folder in (root, *root.absolute().parents))
+    return next((mark for mark in marks if mark.is_file()), None)
+
+
 def _keep_stubs_apart(root: Path, stub: bool) -> None:
-    marked = [folder for folder in (root, *root.absolute().parents) if (folder / _STUBS).is_file()]
-    if marked and not stub:
+    mark = mark_of_stubs(root)
+    if mark and not stub:
         raise Fault(
-            f"results: {root} holds stubs ({marked[0] / _STUBS} says so), of which nothing real can be made; name another "
+            f"results: {root} holds stubs ({mark} says so), of which nothing real can be made; name another "
             "folder (stub mode is stub: true with `results` as it was)"
         )
     # Logs may be there before anything is made.
-    made = sorted(path.name for path in root.glob("*") if path.name != "logs") if stub and not marked else []
+    made = sorted(path.name for path in root.glob("*") if path.name != "logs") if stub and not mark else []
     if made:
         raise Fault(
             f"stub: true makes its files in {root}, where others are that are no stubs ({', '.join(made)}); move that "

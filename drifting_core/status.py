@@ -23,6 +23,7 @@ from drifting_core.config import Configuration, load_file
 from drifting_core.faults import Fault
 from drifting_core.heads import LEASE, is_locked, live_heads, live_holder
 from drifting_core.jobs import duration
+from drifting_core.layout import mark_of_stubs
 from drifting_core.leases import holder_of, name_of
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,9 @@ def page(folder: Path, results: Path) -> str:
     runs = dict(_runs(results))
     waiting = [job for job in queued if job.state == "PENDING"]
     running = [job for job in queued if job.state != "PENDING"]
+    mark = mark_of_stubs(results)
     parts = [
+        *([("stubs", [f"{mark} says so: nothing below {results} was computed"])] if mark else []),
         ("head", [*_head(folder, heads), *silence]),
         ("running", in_columns([*map(_running, running), *_local_jobs(heads)])),
         ("waiting", in_columns((f"job {job.id}", job.rule, job.reason) for job in waiting)),

@@ -15,6 +15,7 @@ import pytest
 
 from drifting_core import status
 from drifting_core.config import load
+from drifting_core.layout import Layout
 
 STAMP = "%a %b %d %H:%M:%S %Y"
 
@@ -170,6 +171,15 @@ def test_how_far_trainings_and_claims_are(folder: Path, demo_values: dict[str, A
     assert " ".join(claim.split()).startswith(
         f"{name} 2 of {len(config.milestones)} exports 1 evaluations recommendation missing"
     )
+
+
+def test_stubs_are_said_to_be_stubs(folder: Path, demo_values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "stubs" not in page(folder)
+    monkeypatch.chdir(folder)
+    Layout(load(demo_values | {"stub": True})).mark_stubs()
+    stubs = Path("stub/results")
+    assert status.page(folder, stubs).startswith("stubs\n  stub/results/STUBS says so: nothing below stub/results was computed")
+    assert "stubs" not in page(folder)
 
 
 def test_an_empty_folder_has_a_page(tmp_path: Path) -> None:

@@ -141,12 +141,13 @@ def test_jobs_of_an_earlier_head_are_waited_for_and_others_are_not(stage: Stage,
     others = [stage.job(1, tmp_path / "elsewhere"), stage.job(2, name="interactive"), "a row of another kind"]
     stage.queue(stage.job(5), *others)
     head = stage.start("")
-    time.sleep(1.5)
+    assert head.stderr is not None
+    waits = "waiting for 1 job(s) of an earlier head: evaluate tiny_30 (job 5, RUNNING, 9:00 left)"
+    assert head.stderr.readline().startswith(waits)
+    time.sleep(0.5)
     assert not stage.starts()
     stage.queue(*others)
     assert head.wait(180) == 0
-    assert head.stderr is not None
-    assert "waiting for 1 job(s) of an earlier head: evaluate tiny_30 (job 5, RUNNING, 9:00 left)" in head.stderr.read()
 
 
 def test_jobs_are_cancelled_on_request(stage: Stage) -> None:

@@ -105,7 +105,7 @@ def test_a_deadline_commits_before_it_is_there(site: Site, network: Network) -> 
     """Each call has four seconds for steps of 0.15 s."""
     name, codes = f"deadline_{network}", [CALL_AGAIN]
     interpreter, script, *rest = site.command(network, name, "--max-seconds", "4")
-    while codes[-1] == CALL_AGAIN and len(codes) < 10:
+    while codes[-1] == CALL_AGAIN and len(codes) < 40:  # a busy machine makes fewer steps in them
         done = subprocess.run([interpreter, "-c", PAUSING, "0.15", script, *rest], stderr=subprocess.PIPE, text=True)
         codes.append(done.returncode)
         if codes[-1] == CALL_AGAIN:

@@ -21,8 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 from drifting_core import artifacts, plan
 from drifting_core import config as settings
 from drifting_core.artifacts import Artifact, sha256_file
-from drifting_core.heads import LEASE
-from drifting_core.leases import holder_of
+from drifting_core.heads import live_heads
 from tests.conftest import until
 from tests.workflow.conftest import RECORDS, ROOT, TARGET, Site, Walk
 
@@ -214,7 +213,7 @@ def test_a_run_that_nobody_made_is_a_clear_message(walk: Walk) -> None:
 def test_a_second_head_is_refused_with_the_pid_of_the_first(walk: Walk) -> None:
     head = walk.site.start(TARGET, "--forcerun", "make_bundle", "--rerun-triggers", "mtime")
     try:
-        until(lambda: holder_of(walk.site.folder / ".snakemake", LEASE).get("pid") == head.pid)
+        until(lambda: head.pid in [process.pid for process in live_heads(walk.site.folder)])
         refused = walk.site.snakemake(TARGET)
         assert refused.returncode == 1
         assert f"process {head.pid}" in refused.stdout

@@ -178,7 +178,9 @@ def test_stubs_are_said_to_be_stubs(folder: Path, demo_values: dict[str, Any], m
     monkeypatch.chdir(folder)
     Layout(load(demo_values | {"stub": True})).mark_stubs()
     stubs = Path("stub/results")
-    assert status.page(folder, stubs).startswith("stubs\n  stub/results/STUBS says so: nothing below stub/results was computed")
+    assert status.page(folder, stubs).startswith(
+        "stubs\n  stub/results/STUBS says so: nothing below stub/results was computed"
+    )
     assert "stubs" not in page(folder)
 
 

@@ -6,10 +6,11 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import until
@@ -60,12 +61,17 @@ def run_of(folder: Path, export: str) -> Path:
 
 
 @pytest.fixture
-def site(slurm: Cluster, prepared: tuple[Path, str], tmp_path: Path) -> SlurmSite:
+def site(slurm: Cluster, prepared: tuple[Path, str], tmp_path: Path) -> Iterator[SlurmSite]:
     folder = tmp_path.resolve() / "site"
     shutil.copytree(prepared[0], folder)
     limits_of_a_minute = {"slurm_extra": "'--signal=USR1@15'"}
     profile = write_profile(folder / "profile", limits_of_a_minute, retries=20)  # the machine may be slow
-    return SlurmSite(folder, slurm, profile)
+    yield SlurmSite(folder, slurm, profile)
+    # Where a node fails, SLURM without control groups, as here, may leave the process behind that started the step.
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if Path(process.cwd()) == folder:
+                process.kill()
 
 
 class Writers(threading.Thread):

@@ -160,13 +160,14 @@ def settle_jobs(folder: Path, cancel: bool) -> None:
     """
     jobs = slurm.submitted_from(folder)
     if cancel and jobs:
-        log.info("cancelling %s", _shown(jobs))
+        log.info("cancelling %s of an earlier head: %s", *_shown(jobs))
         slurm.cancel(jobs)
     told, when = set[tuple[str, str]](), 0.0
     while jobs:
         now = {(job.id, job.state) for job in jobs}
         if now != told or time.monotonic() - when > _LINE_SECONDS:
-            log.info("waiting for %s", _shown(jobs) if cancel else f"{_shown(jobs)} (--cancel-jobs would end them)")
+            hint = "" if cancel else " (--cancel-jobs would end them)"
+            log.info("waiting for %s of an earlier head: %s%s", *_shown(jobs), hint)
             told, when = now, time.monotonic()
         time.sleep(_SECONDS)
         try:
@@ -175,11 +176,25 @@ def settle_jobs(folder: Path, cancel: bool) -> None:
             log.warning("%s; asking again", fault)
 
 
-def _shown(jobs: Sequence[slurm.QueuedJob]) -> str:
+def cancel_left(folder: Path) -> None:
+    """Cancel the SLURM jobs that an interrupted Snakemake left.
+
+    It cancels its own, but not those whose states it asks for at that moment, nor one that it is just submitting.
+    """
+    try:
+        if jobs := [job for job in slurm.submitted_from(folder) if job.state != "COMPLETING"]:
+            log.info("cancelling %s that Snakemake left: %s", *_shown(jobs))
+            slurm.cancel(jobs)
+    except Fault as fault:
+        log.warning("%s; jobs may be left, which the next start waits for, or ends with --cancel-jobs", fault)
+
+
+def _shown(jobs: Sequence[slurm.QueuedJob]) -> tuple[str, str]:
+    """How many, and the first of them."""
     some = (
         f"{job.rule} (job {job.id}, {job.state}, {job.reason if job.node == '' else job.left + ' left'})" for job in jobs[:5]
     )
-    return f"{len(jobs)} job(s) of an earlier head: {', '.join(some)}{', …' if len(jobs) > 5 else ''}"
+    return f"{len(jobs)} job(s)", f"{', '.join(some)}{', …' if len(jobs) > 5 else ''}"
 
 
 def is_locked(folder: Path) -> bool:

@@ -24,7 +24,7 @@ import psutil
 from drifting_core import slurm
 from drifting_core.artifacts import publish
 from drifting_core.faults import Fault
-from drifting_core.heads import clear_stale_lock, is_locked, only_head, read_start, settle_jobs
+from drifting_core.heads import cancel_left, clear_stale_lock, is_locked, only_head, read_start, settle_jobs
 
 log = logging.getLogger(__name__)
 
@@ -76,21 +76,28 @@ def run_snakemake(arguments: Sequence[str], *, cancel_jobs: bool, silent_minutes
 
 
 def _supervise(arguments: Sequence[str], folder: Path, silent_minutes: float) -> int | None:
-    """Exit code of a Snakemake; None when it waited for nothing and was killed, which cancels no job."""
+    """Exit code of a Snakemake; None when it waited for nothing and was killed, which cancels no job.
+
+    One that is interrupted leaves no job. One that was told to end is not started again.
+    """
     child = subprocess.Popen(
         [sys.executable, "-m", "snakemake", *arguments], env=environment(folder), process_group=0, preexec_fn=_as_head
     )
     watch = Watch(folder, child.pid, silent_minutes * 60)
-    with _signals_for(child):
-        while True:
+    with _signals_for(child) as received:
+        while child.returncode is None:
             try:
-                return child.wait(_LOOKS)
+                child.wait(_LOOKS)
             except subprocess.TimeoutExpired:
                 if watch.waits_for_nothing():
                     log.warning("killing Snakemake: silent for %g minutes, and none of its jobs is left", silent_minutes)
                     child.kill()
                     child.wait()
-                    return None
+                    if not received:
+                        return None
+    if signal.SIGINT in received:
+        cancel_left(folder)
+    return child.returncode
 
 
 _libc = ctypes.CDLL(None)
@@ -103,16 +110,21 @@ def _as_head() -> None:
 
 
 @contextmanager
-def _signals_for(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Hand on what is sent to this process; Ctrl-C also reaches the jobs that Snakemake runs here, as on a terminal."""
+def _signals_for(child: subprocess.Popen[bytes]) -> Iterator[set[int]]:
+    """Hand on what is sent to this process; Ctrl-C also reaches the jobs that Snakemake runs here, as on a terminal.
+
+    Yields the signals that came.
+    """
+    received = set[int]()
 
     def hand_on(number: int, frame: FrameType | None) -> None:
+        received.add(number)
         if child.returncode is None:
             (os.killpg if number == signal.SIGINT else os.kill)(child.pid, number)
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -119,16 +119,18 @@ def test_a_controller_of_slurm_that_is_away_for_half_a_minute_costs_nothing(slee
     assert_completed(sleepers, "all.txt", 3)
 
 
-def test_a_head_that_lost_its_jobs_is_started_again(sleepers: SlurmSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    blind, asked = sleepers.folder / "blind", sleepers.folder / "asked"
-    (sleepers.folder / "bin").mkdir()
-    squeue = sleepers.folder / "bin/squeue"
-    squeue.write_text(
-        f"#!/bin/sh\n[ -e {blind} ] && echo >> {asked} && exit 1\n"
-        "PATH=$(echo $PATH | sed 's#[^:]*/bin/*:##') exec squeue \"$@\"\n"
-    )
+def stand_in_for_squeue(site: SlurmSite, monkeypatch: pytest.MonkeyPatch, does: str) -> None:
+    """A squeue that does this first."""
+    (site.folder / "bin").mkdir()
+    squeue = site.folder / "bin/squeue"
+    squeue.write_text(f"#!/bin/sh\n{does}\nPATH=$(echo $PATH | sed 's#[^:]*/bin/*:##') exec squeue \"$@\"\n")
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", str(squeue.parent), prepend=os.pathsep)
+
+
+def test_a_head_that_lost_its_jobs_is_started_again(sleepers: SlurmSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    blind, asked = sleepers.folder / "blind", sleepers.folder / "asked"
+    stand_in_for_squeue(sleepers, monkeypatch, f"[ -e {blind} ] && echo >> {asked} && exit 1")
     head = start(
         sleepers,
         "run_workflow.py",
@@ -165,11 +167,18 @@ def test_a_second_head_is_refused_and_jobs_are_cancelled_on_request(sleepers: Sl
     assert sorted(jobs(sleepers)) == [("rule_other", "COMPLETED"), ("rule_slow/1", "CANCELLED")]
 
 
-def test_an_interrupted_head_cancels_its_jobs_as_snakemake_does(sleepers: SlurmSite) -> None:
+def test_an_interrupted_head_leaves_no_job(sleepers: SlurmSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the one whose state Snakemake asks for at that moment, which it does not cancel."""
+    slow, asked = sleepers.folder / "slow", sleepers.folder / "asked"
+    stand_in_for_squeue(sleepers, monkeypatch, f"[ -e {slow} ] && touch {asked} && sleep 5")
     head = start(sleepers, "run_workflow.py", "slow_1.txt", "--config", "seconds=100")
     until(lambda: running(sleepers))
+    slow.touch()
+    until(asked.exists)
     head.send_signal(signal.SIGINT)
+    slow.unlink()
     assert head.wait(90) == 1
+    assert "cancelling 1 job(s) that Snakemake left: slow 1 (job" in said(sleepers)
     until(lambda: jobs(sleepers) == [("rule_slow/1", "CANCELLED")])
     assert not list((sleepers.folder / ".snakemake").glob("locks/*"))
 

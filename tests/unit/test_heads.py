@@ -94,12 +94,28 @@ def test_the_exit_code_and_the_arguments_are_snakemakes(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_are_handed_on(stage: Stage, number: signal.Signals) -> None:
+def test_signals_are_handed_on_and_ctrl_c_leaves_no_job(stage: Stage, number: signal.Signals) -> None:
     todo = "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda number, frame: sys.exit(number))\n"
     head = stage.start(todo + "open('ready', 'w').close()\ntime.sleep(60)")
     until((stage.folder / "ready").exists)
+    completing = stage.job(6).replace("RUNNING", "COMPLETING")
+    stage.queue(stage.job(5), completing, stage.job(7, stage.folder / "elsewhere"), stage.job(8, name="interactive"))
     head.send_signal(number)
     assert head.wait(90) == number
+    cancelled = stage.folder / "cancelled"
+    assert (cancelled.read_text() if cancelled.exists() else "") == ("5\n" if number == signal.SIGINT else "")
+
+
+def test_jobs_that_may_be_left_are_told_when_slurm_is_away(stage: Stage) -> None:
+    head = stage.start("open('ready', 'w').close()\ntime.sleep(60)")
+    until((stage.folder / "ready").exists)
+    stage.program("squeue", "echo Unable to contact slurm controller >&2; exit 1")
+    head.send_signal(signal.SIGINT)
+    assert head.wait(90) == 128 + signal.SIGINT
+    assert head.stderr is not None
+    said = head.stderr.read()
+    assert "Unable to contact slurm controller" in said
+    assert "jobs may be left, which the next start waits for, or ends with --cancel-jobs" in said
 
 
 def test_a_killed_head_takes_its_snakemake_along(stage: Stage) -> None:
@@ -118,6 +134,19 @@ def test_a_snakemake_that_waits_for_nothing_is_started_again(stage: Stage) -> No
     assert len(stage.starts()) == 2
     assert head.stderr is not None
     assert "killing Snakemake: silent for 0.02 minutes, and none of its jobs is left" in head.stderr.read()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_that_was_told_to_end_is_not_started_again(stage: Stage, number: signal.Signals) -> None:
+    todo = (
+        "told = []\nfor number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, lambda *_: told.append(1))\n"
+        "open('ready', 'w').close()\nwhile True:\n    time.sleep(0.05)\n    told or print('word', file=log, flush=True)"
+    )
+    head = stage.start(todo, silent=0.02)
+    until((stage.folder / "ready").exists)
+    head.send_signal(number)
+    assert head.wait(180) == 128 + signal.SIGKILL
+    assert len(stage.starts()) == 1
 
 
 @pytest.mark.parametrize("sign", ["job", "word", "work here", "squeue is away"])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -46,6 +47,7 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bin = folder, folder / "bin"
+        self.heads: list[subprocess.Popen[str]] = []
         self.bin.mkdir()
         (folder / "snakemake.py").write_text(SNAKEMAKE)
         self.program("scontrol", "echo 'AccountingStorageType   = accounting_storage/none'")
@@ -70,7 +72,8 @@ class Stage:
         (self.folder / "todo").write_text(todo)
         command = [sys.executable, "-c", RUN.format(cancel=cancel, silent=silent), *arguments]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{self.bin}:/usr/bin:/bin", **variables}
-        return subprocess.Popen(command, cwd=self.folder, env=environment, text=True, stderr=subprocess.PIPE)
+        self.heads.append(subprocess.Popen(command, cwd=self.folder, env=environment, text=True, stderr=subprocess.PIPE))
+        return self.heads[-1]
 
     def starts(self) -> list[list[str]]:
         path = self.folder / "starts"
@@ -78,8 +81,12 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path.resolve())
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path.resolve())
+    yield made
+    for head in made.heads:
+        head.kill()  # of a test that failed
+        head.wait()
 
 
 def test_the_exit_code_and_the_arguments_are_snakemakes(stage: Stage) -> None:

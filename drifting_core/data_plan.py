@@ -39,31 +39,20 @@ def _rate(rates: dict[str, Any], name: str) -> float:
     return float(rates["data"][name]["value"])
 
 
-def _encoding(
-    config: Configuration, rates: dict[str, Any], rate: str, latent_seconds: float, gpus: tuple[int, ...]
-) -> Stage:
-    """All encoding jobs on devices that take so long for a latent, unless the decoding of JPEGs takes longer."""
+def _encoding(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...]) -> Stage:
+    """All encoding jobs, unless the decoding of JPEGs takes longer than the tokenizer."""
     train, latents = config.data.expected.train_images, config.data.latents
+    rate = encoding_rate(latents.precision)
+    latent_seconds = 3600 * hours_of({rate: rates["tokenizer_gmac"]["encode"]["value"] * 1e9}, rates)
     encoded = latents.views * latent_seconds * (config.data.image_size / 256) ** 2
     decoded = 1 / (_rate(rates, "jpegs_per_second_and_thread") * latents.resources.threads)
     image = max(encoded, decoded)
     all_images, shard = image * (train + config.data.expected.val_images), image * train / latents.shards_train
     hours = [max(all_images / count, shard * math.ceil(latents.shards_train / count)) / 3600 for count in gpus]
-    limit, key = ("tokenizer", rate) if encoded > decoded else ("JPEG decoding", "data.jpegs_per_second_and_thread")
-    return Stage(f"encode, {latents.shards_train} + {latents.shards_val} jobs", hours, limit, key)
-
-
-def _planned_encoding(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...]) -> Stage:
-    """On the devices that the plan is for."""
-    rate = encoding_rate(config.data.latents.precision)
-    seconds = 3600 * hours_of({rate: rates["tokenizer_gmac"]["encode"]["value"] * 1e9}, rates)
-    return _encoding(config, rates, f"effective_tflops.{rate}", seconds, gpus)
-
-
-def encoding_elsewhere(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = GPUS) -> Stage:
-    """On the devices of a published measurement, in its number format."""
-    key = "measured_elsewhere.encode_seconds"
-    return _encoding(config, rates, key, rate_of(rates, key)["value"], gpus)
+    limits = {"tokenizer": f"effective_tflops.{rate}", "JPEG decoding": "data.jpegs_per_second_and_thread"}
+    limit = "tokenizer" if encoded > decoded else "JPEG decoding"
+    name = f"encode, {latents.shards_train} + {latents.shards_val} jobs, {rates['device'].removeprefix('one ')}"
+    return Stage(name, hours, limit, limits[limit])
 
 
 def latent_bytes(config: Configuration) -> float:
@@ -88,11 +77,12 @@ def stages(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] =
     images = config.data.expected.train_images + config.data.expected.val_images
     md5 = _ARCHIVE_BYTES / _rate(rates, "md5_bytes_per_second") / 3600
     index = _pages(config) * _rate(rates, "seconds_per_page") / 3600
+    slower = f"; each ms that the file system takes longer: {_pages(config) / 3.6e6:.2f}"
     verify = latent_bytes(config) / _rate(rates, "verified_bytes_per_second") / 3600
     return [
         Stage("check MD5", [md5] * len(gpus), "one core", "data.md5_bytes_per_second"),
-        Stage("index", [index] * len(gpus), f"{images:,} pages of 4 kB", "data.seconds_per_page"),
-        _planned_encoding(config, rates, gpus),
+        Stage("index", [index] * len(gpus), f"{images:,} pages of 4 kB{slower}", "data.seconds_per_page"),
+        _encoding(config, rates, gpus),
         Stage("verify in full", [verify] * len(gpus), "one core", "data.verified_bytes_per_second"),
     ]
 
@@ -118,31 +108,18 @@ def _pages(config: Configuration) -> float:
 
 
 def _hours_table(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...]) -> list[str]:
-    """Encoding and sums twice, on a device that somebody measured as well, where the plan's own rate is not measured."""
-
     def kind(stage: Stage) -> str:
         return re.split(r" *[(:]", rate_of(rates, stage.rate)["source"])[0]
 
     def row(name: str, hours: Iterable[float], *words: str) -> str:
         return f"| {name} | " + " | ".join([*(f"{each:.2f}" for each in hours), *words]) + " |"
 
-    check, index, encode, verify = stages(config, rates, gpus)
-    encodings = {_name(rates["device"]): encode}
-    if not kind(encode).startswith("measured"):
-        encodings[_name(rates["measured_elsewhere"]["device"])] = encoding_elsewhere(config, rates, gpus)
-    rows = [check, index, *(one._replace(name=f"{one.name}, {device}") for device, one in encodings.items()), verify]
+    found = stages(config, rates, gpus)
     lines = ["| hours at | " + " | ".join(f"{count} GPU{'s' * (count > 1)}" for count in gpus) + " | limited by | rate |"]
     lines += ["|---" * (len(gpus) + 3) + "|"]
-    lines += [row(stage.name, stage.hours, stage.limit, kind(stage)) for stage in rows]
-    for device, one in encodings.items():
-        parts = (check, index, one, verify)
-        summed = map(sum, zip(*(part.hours for part in parts), strict=True))
-        lines.append(row(f"all, {device}", summed, "", ", ".join(sorted({kind(part) for part in parts}))))
-    return lines
-
-
-def _name(device: str) -> str:
-    return device.removeprefix("one ")
+    lines += [row(stage.name, stage.hours, stage.limit, kind(stage)) for stage in found]
+    summed = map(sum, zip(*(stage.hours for stage in found), strict=True))
+    return [*lines, row("all", summed, "", ", ".join(sorted({kind(stage) for stage in found})))]
 
 
 def table(config: Configuration, rates: dict[str, Any], gpus: tuple[int, ...] = GPUS) -> str:

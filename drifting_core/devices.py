@@ -83,6 +83,7 @@ def device(gpus: int, threads: int, local_rank: int = 0) -> torch.device:
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True  # a resumed training is the uninterrupted one on a GPU, too
     if gpus and REHEARSAL in os.environ:
         log.info("rehearsal: on the CPU, with GPU %s granted", os.environ.get("CUDA_VISIBLE_DEVICES", "(none)"))
     if gpus == 0 or REHEARSAL in os.environ:

@@ -272,7 +272,7 @@ def read_rates(path: Path = RATES) -> dict[str, Any]:
         rates = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise Fault(f"{path}: no rates can be read: {error}; measure them: make rates") from error
-    for key in ("device", "measured_elsewhere.device", *_keys(yaml.safe_load(RATES.read_text()))):
+    for key in ("device", *_keys(yaml.safe_load(RATES.read_text()))):
         try:
             found = rate_of(rates, key)
             right = isinstance(found, str) if key.endswith("device") else found["value"] > 0 and bool(found["source"])

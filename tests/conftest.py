@@ -97,7 +97,7 @@ def demo_values() -> dict[str, Any]:
 WITH_PATIENCE = {
     f"test_{name}.py"
     for name in (
-        "archives", "audit", "devices", "doctor", "drift_loss", "encoding_faults", "heads", "latents", "leases",
+        "archives", "audit", "devices", "doctor", "drift_loss", "encoding_faults", "gpu", "heads", "latents", "leases",
         "parallel", "plan", "pool", "progress", "pruning", "ranks", "rates", "reference", "sampler", "survival", "toy",
         "training", "warm_start",
     )

@@ -19,6 +19,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -194,6 +195,11 @@ def _log(x: Tensor) -> Tensor:
     return power * _LN2_HIGH + (s * series + power * _LN2_LOW)
 
 
+def _sqrt(x: Tensor) -> Tensor:
+    """Correctly rounded, as CUDA's and numpy's are. torch's on a CPU is not in builds that take it from MKL (x86, 2.11)."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
+
+
 def normal_quantile(p: Tensor) -> Tensor:
     """Inverse of the standard normal distribution function, float64 in (0, 1) to float64; AS 241 (PPND16).
 
@@ -204,7 +210,7 @@ def normal_quantile(p: Tensor) -> Tensor:
     out = q * _ratio(0.180625 - q * q, _CENTRE)
     tail = (q.abs() > 0.425).nonzero().squeeze(1)
     side = q[tail]
-    r = torch.sqrt(-_log(torch.minimum(p[tail], 1.0 - p[tail])))
+    r = _sqrt(-_log(torch.minimum(p[tail], 1.0 - p[tail])))
     value = _ratio(r - 1.6, _TAIL)
     far = (r > 5.0).nonzero().squeeze(1)
     if far.numel():

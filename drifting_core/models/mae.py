@@ -239,8 +239,27 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """x (B, in, h, w), skip (B, skip, H, W) -> (B, out, H, W)."""
         if x.shape[2:] != skip.shape[2:]:
-            x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=False)
+            x = resize_by_products(x, skip.shape[2:]) if x.is_cuda else _resize(x, skip.shape[2:])
         return self.refine(self.project(self.norm(torch.cat([x, skip], dim=1))))
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_by_products(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The same bilinear resize of maps (B, C, h, w) by a product along each side.
+
+    On CUDA: there the gradient of `interpolate` is summed in any order, and a resumed training would not be the same.
+    """
+    rows, columns = (
+        F.interpolate(torch.eye(old, dtype=x.dtype, device=x.device)[None], size=new, mode="linear", align_corners=False)[
+            0
+        ].T
+        for old, new in zip(x.shape[2:], size, strict=True)
+    )
+    with torch.autocast(x.device.type, enabled=False):
+        return rows @ x @ columns.T
 
 
 class BasicBlock(nn.Module):

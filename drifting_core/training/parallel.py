@@ -85,7 +85,6 @@ class Ranks(NamedTuple):
             model,
             device_ids=[device] if device.type == "cuda" else None,
             process_group=self.group,
-            forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
         replica.register_comm_hook(self.group, lambda group, bucket: _sum_bucket(group, bucket))

@@ -15,7 +15,6 @@ from tests.docs.pages import ROOT, anchors, links, name, names_of_tests, pages, 
 # Where pages lead outside. Nothing is fetched: a new address is looked at by hand, and listed here.
 OUTSIDE = {
     "https://arxiv.org/abs/2602.04770",
-    "https://huggingface.co/docs/diffusers/v0.35.0/hybrid_inference/vae_encode",
     "https://image-net.org/download-images",
 }
 PAGES = pages()

@@ -31,6 +31,7 @@ def python_bits(key: int, counter: int) -> int:
     return mix(((z ^ (key & mask)) + gamma) & mask)
 
 
+@settings(deadline=None)
 @given(int64, st.lists(int64, min_size=1, max_size=20))
 def test_bits_are_those_of_unsigned_arithmetic(key: int, counters: list[int]) -> None:
     found = draws.bits(key, torch.tensor(counters, dtype=torch.int64))
@@ -51,12 +52,12 @@ def test_key_is_pinned_and_keeps_parts_apart() -> None:
 
 
 def test_a_known_draw() -> None:
-    """If this changes, no run can be resumed or repeated across the change."""
+    """If this changes, no run can be resumed or repeated across the change. The same on every machine, in every build."""
     key = draws.key(0, "noise", 0)
     words = draws.bits(key, torch.arange(100_000))
     normals = draws.normal(key, (100_000,), dtype=torch.float64)
     digests = [hashlib.sha256(x.numpy().tobytes()).hexdigest()[:16] for x in (words, normals)]
-    assert digests == ["6c7ec5dec25dce16", "5edf4ba47ef26266"]
+    assert digests == ["6c7ec5dec25dce16", "aba2c0fb11f0a12a"]
 
 
 def test_eight_known_normals() -> None:

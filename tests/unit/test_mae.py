@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder, _map_entries, group_norm
+from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder, _map_entries, group_norm, resize_by_products
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -38,6 +38,17 @@ def test_sizes_of_the_paper() -> None:
     assert entries["layer3_blk4"].shape == (2, 64, 1024)
     assert entries["layer2_std_4"].shape == (2, 16, 512)
     assert entries["norm_x"].shape == (2, 1, 4)
+
+
+@pytest.mark.parametrize(("old", "new"), [((4, 4), (8, 8)), ((4, 3), (7, 6)), ((1, 2), (2, 5)), ((16, 16), (32, 32))])
+def test_products_resize_as_interpolate_does(old: tuple[int, int], new: tuple[int, int]) -> None:
+    maps = [normal(2, 3, *old).double().requires_grad_() for _ in range(2)]
+    weights = normal(2, 3, *new).double()
+    found, expected = resize_by_products(maps[0], new), F.interpolate(maps[1], size=new, mode="bilinear")
+    torch.testing.assert_close(found, expected)
+    for resized in (found, expected):
+        (resized * weights).sum().backward()
+    torch.testing.assert_close(maps[0].grad, maps[1].grad)
 
 
 @settings(max_examples=20, deadline=None)

@@ -18,7 +18,7 @@ from drifting_core.drift import loss as drift
 from drifting_core.drift.objective import total
 from drifting_core.faults import Fault
 from drifting_core.training.parallel import ALONE, Ranks
-from tests.unit.training_samples import drift_training, small_configuration, write_store
+from tests.unit.training_samples import CPU, drift_training, small_configuration, write_store
 
 # Of the largest entry of a gradient's tensor, and relative for the loss.
 TOLERANCES = {"float64": (1e-9, 1e-9), "float32": (1e-5, 1e-6)}
@@ -33,14 +33,16 @@ def values(demo_values: dict[str, Any]) -> dict[str, Any]:
     return small
 
 
-def step(configuration: dict[str, Any], store: Path, dtype: str, ranks: Ranks, micro_batches: int) -> dict[str, Tensor]:
+def step(
+    configuration: dict[str, Any], store: Path, dtype: str, ranks: Ranks, micro_batches: int, on: torch.device = CPU
+) -> dict[str, Tensor]:
     """Loss and gradients of step 0, from weights that are not the untrained ones (whose output is exactly 0)."""
     trainee = drift_training(
-        settings.load(configuration), LatentStore(store / "manifest.json"), ranks=ranks, micro_batches=micro_batches
+        settings.load(configuration), LatentStore(store / "manifest.json"), ranks=ranks, on=on, micro_batches=micro_batches
     )
     with torch.no_grad():
         for name, parameter in trainee.model.named_parameters():
-            parameter.add_(draws.normal(draws.key(5, name), parameter.shape) * 0.1)
+            parameter.add_(draws.normal(draws.key(5, name), parameter.shape, device=on) * 0.1)
     number_format = getattr(torch, dtype)
     trainee.model.to(number_format)
     assert trainee.encoder is not None

@@ -130,7 +130,6 @@ def test_what_a_gpu_cannot_hold_is_said_with_the_key(root: Path, monkeypatch: py
         (lambda found: found["data"]["md5_bytes_per_second"].update(value="fast"), "data.md5_bytes_per_second"),
         (lambda found: found["effective_tflops"]["decode"].pop("source"), "effective_tflops.decode"),
         (lambda found: found.pop("device"), "device"),
-        (lambda found: found.pop("measured_elsewhere"), "measured_elsewhere.device"),
     ],
 )
 def test_a_file_that_lacks_a_rate_is_refused(tmp_path: Path, change: Callable[[Any], object], key: str) -> None:

@@ -63,11 +63,11 @@ def small_configuration(demo_values: dict[str, Any]) -> settings.Configuration:
 
 
 def drift_training(
-    small: settings.Configuration, store: LatentStore, *, ranks: Ranks = ALONE, **training: Any
+    small: settings.Configuration, store: LatentStore, *, ranks: Ranks = ALONE, on: torch.device = CPU, **training: Any
 ) -> DriftTraining:
     """The generator's training with an untrained encoder; `training` changes the recipe."""
     encoder = LatentEncoder(**encoder_architecture(small.encoder, 4))
     encoder.reset_parameters(1)
     recipe = small.training.model_copy(update=training)
     network = encoder.eval().requires_grad_(False)
-    return DriftTraining(small.generator, small.objective, recipe, store, network, CPU, ranks)
+    return DriftTraining(small.generator, small.objective, recipe, store, network, on, ranks)

@@ -196,7 +196,7 @@ def _log(x: Tensor) -> Tensor:
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """Correctly rounded, as CUDA's and numpy's are. torch's on a CPU is not in builds that take it from MKL (x86, 2.11)."""
+    """Correctly rounded, as CUDA's and numpy's are. torch's on a CPU is not in every build (2.11, 2.13)."""
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 

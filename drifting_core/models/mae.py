@@ -239,27 +239,27 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """x (B, in, h, w), skip (B, skip, H, W) -> (B, out, H, W)."""
         if x.shape[2:] != skip.shape[2:]:
-            x = resize_by_products(x, skip.shape[2:]) if x.is_cuda else _resize(x, skip.shape[2:])
+            x = _resize(x, skip.shape[2:])
         return self.refine(self.project(self.norm(torch.cat([x, skip], dim=1))))
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear. On CUDA `interpolate` sums its gradient by atomic additions: slow, and in another order each time."""
+    if x.is_cuda:
+        return resize_by_products(x, size)
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def resize_by_products(x: Tensor, size: Sequence[int]) -> Tensor:
-    """The same bilinear resize of maps (B, C, h, w) by a product along each side.
+    """Maps (B, C, h, w), bilinearly resized by a matrix product along each side."""
 
-    On CUDA: there the gradient of `interpolate` is summed in any order, and a resumed training would not be the same.
-    """
-    rows, columns = (
-        F.interpolate(torch.eye(old, dtype=x.dtype, device=x.device)[None], size=new, mode="linear", align_corners=False)[
-            0
-        ].T
-        for old, new in zip(x.shape[2:], size, strict=True)
-    )
+    def weights(old: int, new: int) -> Tensor:
+        unit = torch.eye(old, dtype=x.dtype, device=x.device)
+        return F.interpolate(unit[None], size=new, mode="linear", align_corners=False)[0]
+
+    rows, columns = (weights(old, new) for old, new in zip(x.shape[2:], size, strict=True))
     with torch.autocast(x.device.type, enabled=False):
-        return rows @ x @ columns.T
+        return rows.T @ x @ columns
 
 
 class BasicBlock(nn.Module):

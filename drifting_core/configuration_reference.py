@@ -9,8 +9,8 @@ from typing import Any, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from drifting_core import data_plan, module_graph
+from drifting_core.artifacts.identity import Section, is_operation
 from drifting_core.config import Configuration, load_file
-from drifting_core.identity import Section, is_operation
 from drifting_core.plan import read_rates
 
 _HEAD = """# Configuration

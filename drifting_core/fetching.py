@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from drifting_core.artifacts import Fetched, records
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.faults import Fault
-from drifting_core.provenance import code_version
 from drifting_core.published import Download
 
 

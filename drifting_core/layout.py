@@ -14,9 +14,9 @@ from typing import Any
 
 from drifting_core import config as settings
 from drifting_core.artifacts import STUB, publish_text
+from drifting_core.artifacts.identity import operations
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
-from drifting_core.identity import operations
 from drifting_core.pool import REHEARSAL
 
 _STUBS = "STUBS"  # a file in the results root of stub mode

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from drifting_core.artifacts.provenance import ROOT
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
-from drifting_core.provenance import ROOT
 
 # How a dry run begins each of a job's reasons, and what the plan calls it; a job is counted under its first one here.
 _REASONS = {

@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from drifting_core.artifacts.identity import operations
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault, Stopped
-from drifting_core.identity import operations
 from drifting_core.jobs import RANK, StopRequest
 from drifting_core.programs import ask
 

@@ -6,6 +6,7 @@ from snakemake.exceptions import WorkflowError
 
 from drifting_core import config as settings
 from drifting_core import pool
+from drifting_core.artifacts import SpaceKind
 from drifting_core.faults import Fault
 from drifting_core.layout import Layout
 from drifting_core.slurm import SITE_VALUES, one_device, requested, requested_ranks
@@ -22,7 +23,7 @@ ACTIVE = LAYOUT.active
 RESULTS = LAYOUT.root
 LOGS = f"{RESULTS}/logs"
 
-SPACES = "|".join(get_args(settings.SpaceKind))
+SPACES = "|".join(get_args(SpaceKind))
 
 # Every cluster job parses this file, so its shell command finds the same environment there.
 LAYOUT.set_environment(ROOT)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from drifting_core.artifacts.identity import digest
 from drifting_core.config import sections
-from drifting_core.identity import digest
 from drifting_core.jobs import json_argument, parser, run, start
 from drifting_core.leases import writer_lease
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.artifacts import RunRecord
+from drifting_core.artifacts.identity import digest
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import load
-from drifting_core.identity import digest
 from drifting_core.jobs import json_argument, parser, run, start
 from drifting_core.layout import Layout
-from drifting_core.provenance import code_version
 
 
 def main(argv: Sequence[str] | None = None) -> None:

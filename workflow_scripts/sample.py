@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from drifting_core.artifacts.identity import digest
 from drifting_core.config import Resources, sections
 from drifting_core.devices import device, in_ranks, place
-from drifting_core.identity import digest
 from drifting_core.jobs import StopRequest, json_argument, parser, run, start
 
 

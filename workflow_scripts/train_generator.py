@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from drifting_core.artifacts.identity import digest
 from drifting_core.config import sections
 from drifting_core.devices import in_ranks
-from drifting_core.identity import digest
 from drifting_core.jobs import StopRequest, json_argument, parser, run, start
 
 

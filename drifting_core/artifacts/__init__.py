@@ -1,4 +1,4 @@
-"""What each file promises: the models of every JSON that the workflow writes, publish(), hashes.
+"""What each file promises: the models of every JSON that the workflow writes, publish(), hashes, identity, provenance.
 
 A name is a promise (architecture.md, decision 7): a file gets its final name only when it is whole, and the JSON that
 lists it with its hash is written last. Snakemake sees these JSON files only. They hold no times and no host names, so
@@ -58,6 +58,7 @@ from drifting_core.artifacts.networks import (
     LatentSummary,
     ReferenceStatistics,
     RunRecord,
+    SpaceKind,
     StateMarker,
 )
 from drifting_core.artifacts.publishing import (
@@ -120,6 +121,7 @@ __all__ = [
     "Samples",
     "SeedsTable",
     "Sha256",
+    "SpaceKind",
     "SplitIndex",
     "Spread",
     "StateMarker",

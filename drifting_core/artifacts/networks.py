@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from drifting_core.artifacts.data import LatentContract
 from drifting_core.artifacts.publishing import Artifact, Sha256, publish_text
-from drifting_core.config import SpaceKind
+
+SpaceKind = Literal["dinov2", "clip"]  # the further feature spaces that evaluations know
 
 
 class FeatureNetwork(Artifact):

@@ -27,11 +27,11 @@ from drifting_core.artifacts import (
     publish,
     records,
 )
+from drifting_core.artifacts.identity import Section
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.claims import card, commands, figures, pages, progress
 from drifting_core.claims.sources import Sources
 from drifting_core.claims.verifying import DONE, MANIFEST, files_of, marker
-from drifting_core.identity import Section
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

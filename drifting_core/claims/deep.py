@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drifting_core.artifacts import Bundle, Metrics, sha256_file
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.claims.bundle import contents
 from drifting_core.claims.sources import Source, Sources
 from drifting_core.claims.verifying import verify_bundle
 from drifting_core.evaluation import rechecking
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
-from drifting_core.provenance import code_version
 
 # Numbers from the same features on another machine: relative. Those that go with the distance (errors, residue, interval,
 # extrapolation) are differences or roots of its rounding, and are compared in its units.

@@ -24,13 +24,13 @@ from drifting_core.artifacts import (
     publish_text,
     records,
 )
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.claims import card, pages
 from drifting_core.data import draws
 from drifting_core.evaluation.contract import explain_name
 from drifting_core.evaluation.sampler import recommended_export
 from drifting_core.faults import Fault
 from drifting_core.models import exports, generator, pipeline, tokenizer
-from drifting_core.provenance import code_version
 
 _CODE: tuple[ModuleType, ...] = (pipeline, generator, draws)
 _CARD = "README.md"

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from drifting_core.artifacts import Index, Metrics, MetricsTable, RunRecord, TrainingCurve, check_file, publish
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.claims import figures
 from drifting_core.config import load_file
 from drifting_core.evaluation.grid import GRID, grid_samples
 from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
 from drifting_core.layout import Layout
-from drifting_core.provenance import code_version
 
 METRICS = "metrics.jsonl"
 

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drifting_core.artifacts import ToyCheck, ToyExperiment, ToyRun, publish, records
+from drifting_core.artifacts.identity import digest
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.claims.figures import png
 from drifting_core.data import draws
 from drifting_core.drift import toy
 from drifting_core.drift.field import drift_field
 from drifting_core.drift.toy import Course, DataSet, Force, Setting
 from drifting_core.faults import Fault
-from drifting_core.identity import digest
-from drifting_core.provenance import code_version
 
 PICTURE = "toy.png"
 TABLE = "toy.json"

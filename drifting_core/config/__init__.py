@@ -28,7 +28,6 @@ from drifting_core.config.evaluation import (
     Sampling,
     Selection,
     Space,
-    SpaceKind,
 )
 from drifting_core.config.networks import (
     TRAINED,
@@ -82,7 +81,6 @@ __all__ = [
     "Sampling",
     "Selection",
     "Space",
-    "SpaceKind",
     "Tokenizer",
     "TokenizerTraining",
     "Training",

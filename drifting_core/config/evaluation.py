@@ -6,8 +6,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from drifting_core.artifacts import SpaceKind
+from drifting_core.artifacts.identity import Section, operation
 from drifting_core.config.values import Natural, Positive, Precision, Rate, Resources
-from drifting_core.identity import Section, operation
 
 
 class Classifier(Section):
@@ -18,9 +19,6 @@ class Classifier(Section):
     batch: Positive = Field(description="images per step")
     learning_rate: Rate = Field(description="peak of the cosine schedule")
     seed: Natural = Field(0, description="seed of initialisation and order")
-
-
-SpaceKind = Literal["dinov2", "clip"]
 
 
 class Network(Section):

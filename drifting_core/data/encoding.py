@@ -15,6 +15,7 @@ from torch import Tensor
 
 from drifting_core import config
 from drifting_core.artifacts import LatentContract, LatentShard, hashes, records
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.data import draws
 from drifting_core.data.images import BrokenImage, centre_crop, crop_views, decode_rgb, in_order, pixels, transforms
 from drifting_core.data.index import ImageReader
@@ -23,7 +24,6 @@ from drifting_core.data.latents import require_few_rejects, write_shard
 from drifting_core.data.listing import images_of
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ import torch
 
 from drifting_core import config
 from drifting_core.artifacts import ImageFolder, Index, hashes, publish
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.data.index import ImageReader
 from drifting_core.data.listing import require_unique
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
-from drifting_core.provenance import code_version
 
 META = "meta.bin"
 

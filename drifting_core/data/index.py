@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from drifting_core import config
 from drifting_core.artifacts import Archives, Index, SplitIndex, check_file, hashes, publish, records
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.data import archives, folders
 from drifting_core.data.listing import Found, Split, Table
 from drifting_core.faults import Fault
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from drifting_core import config
 from drifting_core.artifacts import Index, LatentContract, LatentManifest, LatentShard, hashes
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.data.hdf5 import publish_hdf5
 from drifting_core.data.listing import images_of
 from drifting_core.faults import Fault
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

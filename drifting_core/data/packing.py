@@ -20,12 +20,12 @@ from PIL import Image
 
 from drifting_core import config
 from drifting_core.artifacts import FileRecord, PackedImages, hashes, publish
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.data import cifar
 from drifting_core.data.archives import check_one
 from drifting_core.data.listing import Split
 from drifting_core.data.photos import NAMES, PER_CLASS, SOURCE, WNIDS, photos
 from drifting_core.faults import Fault
-from drifting_core.provenance import code_version
 
 JPEG_QUALITY = 98  # with 4:4:4 chroma: at 32 pixels the usual 4:2:0 would halve what colour there is
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from drifting_core import config
 from drifting_core.artifacts import Index, LatentManifest, LatentVerification, check_file, hashes
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.data.index import FILE, read_table
 from drifting_core.data.latents import damaged, open_shard
 from drifting_core.data.listing import Table, images_of
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

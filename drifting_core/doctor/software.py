@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from drifting_core.artifacts.provenance import ROOT
 from drifting_core.doctor.findings import Finding
 from drifting_core.doctor.profile import Ask
-from drifting_core.provenance import ROOT
 
 PLUGIN = "snakemake-executor-plugin-slurm"
 CONSTRAINTS = ROOT / "envs/constraints.txt"

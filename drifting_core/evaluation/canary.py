@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from drifting_core.artifacts import Canary, Metrics, hashes
-from drifting_core.provenance import code_version
+from drifting_core.artifacts.provenance import code_version
 
 
 def pass_canary(metrics: Path, output: Path) -> None:

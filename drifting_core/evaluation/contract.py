@@ -12,9 +12,9 @@ from drifting_core.artifacts import (
     Samples,
     TokenizerManifest,
 )
+from drifting_core.artifacts.identity import digest
 from drifting_core.config import Contract
 from drifting_core.faults import Fault
-from drifting_core.identity import digest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drifting_core.artifacts import Metrics, TokenizerManifest, hashes, publish, records
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Contract
 from drifting_core.evaluation.contract import MANIFOLD, PRECISION, Uint8Rule, contract_hash, make_contract, to_uint8
 from drifting_core.evaluation.grid import GRID, grid_picture, grid_samples
@@ -25,7 +26,6 @@ from drifting_core.evaluation.reference import read_cache, read_statistics
 from drifting_core.evaluation.sampler import read_samples
 from drifting_core.jobs import Progress
 from drifting_core.models.tokenizer import Tokenizer
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from drifting_core.artifacts import ImageExport, Index, hashes, publish, records
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Contract
 from drifting_core.evaluation.contract import PRECISION, require_tokenizer
 from drifting_core.evaluation.evaluate import open_tokenizer, pixels
@@ -32,7 +33,6 @@ from drifting_core.evaluation.sampler import read_samples
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
 from drifting_core.models.tokenizer import Tokenizer
-from drifting_core.provenance import code_version
 
 Format = Literal["png", "jpeg", "tar", "npz", "sheet"]
 Bytes = NDArray[np.uint8]

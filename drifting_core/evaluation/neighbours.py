@@ -31,6 +31,7 @@ from drifting_core.artifacts import (
     publish,
     records,
 )
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Archives, Contract
 from drifting_core.config import Neighbours as NeighboursSection
 from drifting_core.data.images import centre_crop_of
@@ -52,7 +53,6 @@ from drifting_core.evaluation.sampler import read_samples
 from drifting_core.evaluation.search import Nearest, nearest
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from drifting_core.artifacts import FeatureNetwork, hashes, publish, records, sha256_file
-from drifting_core.config import Classifier, Data, Network, SpaceKind
+from drifting_core.artifacts import FeatureNetwork, SpaceKind, hashes, publish, records, sha256_file
+from drifting_core.artifacts.provenance import code_version
+from drifting_core.config import Classifier, Data, Network
 from drifting_core.data.images import centre_crops
 from drifting_core.data.index import ImageReader
 from drifting_core.evaluation.classifier import accuracy, save_classifier, train_classifier
 from drifting_core.evaluation.inception import InceptionV3
 from drifting_core.evaluation.vision_transformers import FILES, WEIGHTS, VisionTransformer
 from drifting_core.faults import Fault
-from drifting_core.provenance import code_version
 from drifting_core.published import INCEPTION
 
 log = logging.getLogger(__name__)

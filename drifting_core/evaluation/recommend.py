@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drifting_core.artifacts import Choice, MetricsTable, Recommendation, hashes
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Selection
 from drifting_core.evaluation.contract import contract_hash, require_same
 from drifting_core.evaluation.tables import row_name
 from drifting_core.faults import Fault
-from drifting_core.provenance import code_version
 
 # inception_score's standard deviation is over this many splits; the error of their mean is smaller by its root.
 _SPLITS = 10

@@ -30,6 +30,7 @@ from drifting_core.artifacts import (
     records,
     sha256_file,
 )
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Data, PublishedStatistics, Reference
 from drifting_core.data.hdf5 import Hdf5Writer, publish_hdf5
 from drifting_core.data.images import BrokenImage, centre_crop_of, in_order, transforms
@@ -41,7 +42,6 @@ from drifting_core.evaluation.networks import Network, load_network, predictions
 from drifting_core.evaluation.statistics import Moments, frechet_distance, mean_covariance
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

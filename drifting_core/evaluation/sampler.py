@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drifting_core.artifacts import Recommendation, Samples, hashes, publish, records
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Precision, Sampling
 from drifting_core.data.index import labels_of
 from drifting_core.data.journal import Journal, Record, read_records
@@ -28,7 +29,6 @@ from drifting_core.faults import Fault, Stopped
 from drifting_core.jobs import Progress, StopRequest
 from drifting_core.models.exports import WEIGHTS, load_generator, read_export
 from drifting_core.models.generator import Generator, sample_inputs
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

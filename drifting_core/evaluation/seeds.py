@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from drifting_core.artifacts import MetricsTable, SeedsTable, Spread, hashes, publish_text, records
+from drifting_core.artifacts.identity import digest
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.evaluation.contract import contract_hash, explain_name, require_same
 from drifting_core.faults import Fault
-from drifting_core.identity import digest
-from drifting_core.provenance import code_version
 
 PAGE = "table.md"
 NUMBERS = (

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from drifting_core.artifacts import Metrics, MetricsTable, hashes, sha256_file
+from drifting_core.artifacts.identity import digest
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.evaluation.contract import contract_hash, require_same
 from drifting_core.faults import Fault
-from drifting_core.identity import digest
-from drifting_core.provenance import code_version
 
 COLUMNS = (
     "step", "alpha", "seed", "distance", "distance_error", "distance_residue", "distance_low", "distance_high",

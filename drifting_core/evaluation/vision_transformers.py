@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from drifting_core.config import SpaceKind
+from drifting_core.artifacts import SpaceKind
 from drifting_core.faults import Fault
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from drifting_core import config
 from drifting_core.artifacts import EncoderAudit, Export, HeldOut, LatentContract, check_file, hashes
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.data import draws
 from drifting_core.data.latents import LatentStore
 from drifting_core.faults import Fault
@@ -20,7 +21,6 @@ from drifting_core.jobs import Progress
 from drifting_core.models.exports import AUTOENCODER, WEIGHTS, load_encoder, read_export, read_weights
 from drifting_core.models.importing import undescribed
 from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder
-from drifting_core.provenance import code_version
 
 _REMEDY = "\nset these keys to what it has, or make the export again"
 _SEED = 0  # of masks and of the choice of training images: the same for every encoder

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from drifting_core.artifacts import Export, Imported, LatentContract, check_file, publish, records
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.faults import Fault
 from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder
-from drifting_core.provenance import code_version
 
 WEIGHTS, RAW = "model.safetensors", "raw.safetensors"
 AUTOENCODER = "autoencoder.safetensors"  # EMA weights of encoder, decoder and classifier

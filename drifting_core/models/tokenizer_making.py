@@ -14,6 +14,7 @@ from torch import Tensor
 
 from drifting_core import config
 from drifting_core.artifacts import TokenizerManifest, hashes, publish, records
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.data import draws
 from drifting_core.data.images import centre_crops
 from drifting_core.data.index import ImageReader
@@ -21,7 +22,6 @@ from drifting_core.faults import Fault
 from drifting_core.fetching import fetched_folder
 from drifting_core.jobs import Progress
 from drifting_core.models.tokenizer import CONFIG, WEIGHTS, Autoencoder, Tokenizer, load, normalised
-from drifting_core.provenance import code_version
 
 log = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ from torch import nn
 
 from drifting_core import config
 from drifting_core.artifacts import EncoderSummary, EnvironmentFingerprint, LatentSummary, sha256_file
+from drifting_core.artifacts.identity import digest, identity
+from drifting_core.artifacts.provenance import codebase, environment
 from drifting_core.data.latents import LatentStore
-from drifting_core.identity import digest, identity
 from drifting_core.models.mae import MaskedAutoencoder
-from drifting_core.provenance import codebase, environment
 from drifting_core.training.mae import architecture
 
 SUBSET = 2048  # rows that the moments of latent_summary.json are of

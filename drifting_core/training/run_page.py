@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from drifting_core.artifacts import LatentContract, Metrics, RunRecord, publish_text, sha256_file
+from drifting_core.artifacts.identity import Section, identity
 from drifting_core.config import load_file
 from drifting_core.faults import Fault
-from drifting_core.identity import Section, identity
 from drifting_core.pool import granted_by_slurm
 from drifting_core.training.records import last_metrics
 

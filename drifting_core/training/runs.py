@@ -13,6 +13,7 @@ import torch
 
 from drifting_core import config, plan
 from drifting_core.artifacts import EncoderTrained, LatentVerification, hashes
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.data.latents import LatentStore, Residency
 from drifting_core.devices import device, peak_flops, place
 from drifting_core.faults import Fault
@@ -20,7 +21,6 @@ from drifting_core.jobs import StopRequest
 from drifting_core.models.auditing import require_audited
 from drifting_core.models.exports import load_encoder, write_export
 from drifting_core.models.warm_start import WarmStart
-from drifting_core.provenance import code_version
 from drifting_core.training import generator as drifting
 from drifting_core.training import mae, records
 from drifting_core.training.events import metrics_of

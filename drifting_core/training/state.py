@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from drifting_core.artifacts import FileRecord, StateMarker, sync_folder
+from drifting_core.artifacts.provenance import code_version
 from drifting_core.faults import Fault
-from drifting_core.provenance import code_version
 from drifting_core.training.parallel import ALONE, Ranks, own_part
 
 log = logging.getLogger(__name__)

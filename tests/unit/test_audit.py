@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from drifting_core import config as settings
 from drifting_core.artifacts import EncoderAudit, Export
+from drifting_core.artifacts.identity import operations
 from drifting_core.data import draws
 from drifting_core.data.latents import LatentStore
 from drifting_core.faults import Fault
-from drifting_core.identity import operations
 from drifting_core.models import auditing
 from drifting_core.models.exports import AUTOENCODER, WEIGHTS, load_encoder, write_export
 from drifting_core.models.mae import MaskedAutoencoder

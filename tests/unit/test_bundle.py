@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from drifting_core import artifacts, config
+from drifting_core.artifacts.identity import digest, operations
 from drifting_core.claims.bundle import make_bundle
 from drifting_core.claims.verifying import point_to, summary, verify_bundle
 from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
-from drifting_core.identity import digest, operations
 from tests.unit.evaluation_samples import MADE, PUBLISHED, forge, write_claim, write_metrics
 
 RUN = "demo-00000000"

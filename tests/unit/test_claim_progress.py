@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from drifting_core import artifacts, config
 from drifting_core.artifacts import MetricsTable, TrainingCurve
+from drifting_core.artifacts.identity import digest, operations
 from drifting_core.claims import figures, progress
 from drifting_core.claims.bundle import make_bundle
 from drifting_core.claims.verifying import verify_bundle
 from drifting_core.faults import Fault
-from drifting_core.identity import digest, operations
 from drifting_core.layout import Layout
 from tests.unit.evaluation_samples import MADE, training_line, write_claim, write_metrics, write_training
 

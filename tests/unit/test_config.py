@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drifting_core import config as settings
+from drifting_core.artifacts.identity import Section, digest, identity, operations
 from drifting_core.config import Configuration, load, load_file, sections
 from drifting_core.faults import Fault
-from drifting_core.identity import Section, digest, identity, operations
 from drifting_core.layout import Layout
 
 STAGES = ("data", "tokenizer", "network", "reference", "encoder", "run", "bundle")

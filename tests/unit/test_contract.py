@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from drifting_core.artifacts import EvaluationContract
+from drifting_core.artifacts.identity import digest
 from drifting_core.evaluation.contract import contract_hash, explain_name, require_same, to_uint8
 from drifting_core.faults import Fault
-from drifting_core.identity import digest
 from tests.unit.evaluation_samples import PLAIN, PUBLISHED, contract
 
 

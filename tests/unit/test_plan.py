@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drifting_core import data_plan, plan, plan_disk, plan_hours, plan_limits, plan_report, table8
+from drifting_core.artifacts.provenance import ROOT
 from drifting_core.config import Configuration, EncoderFinetune, load_file
 from drifting_core.config import Space as SpaceSection
 from drifting_core.data import tars
@@ -26,7 +27,6 @@ from drifting_core.plan_disk import Amount, Usage
 from drifting_core.plan_hours import Task
 from drifting_core.plan_jobs import ask_snakemake, dry_run_jobs
 from drifting_core.programs import Answer
-from drifting_core.provenance import ROOT
 
 
 def preset(root: Path, name: str, **training: int) -> Configuration:

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from drifting_core import artifacts, config, provenance
+from drifting_core import artifacts, config
+from drifting_core.artifacts import provenance
+from drifting_core.artifacts.identity import operations
 from drifting_core.data.latents import LatentStore
-from drifting_core.identity import operations
 from drifting_core.training import records
 from drifting_core.training.run_page import write_page
 from tests.unit.evaluation_samples import MADE, training_line, write_metrics

@@ -16,10 +16,10 @@ import torch
 
 import drifting_core
 from drifting_core.artifacts import LatentContract, Samples, sha256_file
+from drifting_core.artifacts.identity import digest
 from drifting_core.config import Sampling
 from drifting_core.evaluation import sampler
 from drifting_core.faults import CALL_AGAIN, Fault, Stopped
-from drifting_core.identity import digest
 from drifting_core.jobs import RANK
 from drifting_core.models.exports import write_export
 from drifting_core.models.generator import Generator

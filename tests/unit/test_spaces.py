@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from drifting_core import config
 from drifting_core.artifacts import Metrics, ReferenceStatistics, sha256_file
+from drifting_core.artifacts.identity import operations
 from drifting_core.data.removing import _require_nothing_to_read
 from drifting_core.evaluation.measuring import FEATURES, read_features
 from drifting_core.evaluation.network_making import make_network
@@ -24,7 +25,6 @@ from drifting_core.evaluation.rechecking import look_again, recompute
 from drifting_core.evaluation.tables import make_table
 from drifting_core.evaluation.vision_transformers import VisionTransformer, resize_bicubic
 from drifting_core.faults import Fault
-from drifting_core.identity import operations
 from drifting_core.layout import Layout
 from drifting_core.staging import needs
 from tests.unit.latent_samples import HASH

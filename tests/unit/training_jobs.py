@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from drifting_core import config as settings
 from drifting_core.artifacts import LatentVerification, hashes
-from drifting_core.identity import operations
+from drifting_core.artifacts.identity import operations
 from drifting_core.models.auditing import audit_encoder
 from drifting_core.models.exports import write_export
 from drifting_core.models.mae import LatentEncoder

@@ -19,8 +19,8 @@ import transformers
 import yaml
 
 from drifting_core import plan
-from drifting_core.artifacts import EvaluationContract, Metrics
-from drifting_core.config import SpaceKind, load_file
+from drifting_core.artifacts import EvaluationContract, Metrics, SpaceKind
+from drifting_core.config import load_file
 from drifting_core.evaluation import vision_transformers
 from drifting_core.evaluation.seeds import NUMBERS
 from drifting_core.evaluation.tables import COLUMNS
@@ -107,7 +107,7 @@ def test_a_metric_that_is_in_no_table_is_noticed() -> None:
 
 
 SPACE = (
-    Edit("drifting_core/config/evaluation.py", 'SpaceKind = Literal["dinov2", "clip"', ', "registers"'),
+    Edit("drifting_core/artifacts/networks.py", 'SpaceKind = Literal["dinov2", "clip"', ', "registers"'),
     Edit("drifting_core/evaluation/vision_transformers.py", "_KINDS: dict[SpaceKind, _Kind] = {\n",
          '    "registers": _Kind("Dinov2WithRegistersModel", ("dinov2_with_registers",), (0.485, 0.456, 0.406), '
          "(0.229, 0.224, 0.225)),\n"),

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from drifting_core import __version__
 from drifting_core.artifacts import CodebaseFingerprint, EnvironmentSnapshot, sha256_file
-from drifting_core.identity import digest
+from drifting_core.artifacts.identity import digest
 
 PACKAGES = ("torch", "diffusers", "h5py", "numpy", "scipy", "pydantic", "safetensors", "snakemake", "pillow")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 _SOURCES = ("drifting_core/**/*", "workflow_scripts/*.py", "rules/*.smk", "Snakefile")
 
 

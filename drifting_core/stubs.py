@@ -20,12 +20,13 @@ from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from pydantic import BaseModel
 
-from drifting_core import artifacts, published
+from drifting_core import artifacts
 from drifting_core.artifacts import Artifact, publish, publish_text, records, sha256_file
 from drifting_core.artifacts.identity import digest
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import sections
 from drifting_core.faults import Fault
+from drifting_core.sources import published
 
 REAL = {"record_run", "make_table", "recommend", "pass_canary", "point_claim"}
 _SAYS = "STUB: made by stub mode, nothing was computed\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from drifting_core import published
 from drifting_core.artifacts import (
     FeatureNetwork,
     Index,
@@ -19,7 +18,8 @@ from drifting_core.artifacts import (
 from drifting_core.claims.pages import Block, Bullets, Code, Heading, Inline, Link, Paragraph, Picture, Table
 from drifting_core.claims.sources import Sources
 from drifting_core.evaluation.contract import explain_name
-from drifting_core.published import Reported
+from drifting_core.sources import published
+from drifting_core.sources.published import Reported
 
 TRAINING = "tables/training.json"  # what the training logged
 RECORDS = {  # what a training leaves for readers, and what that is

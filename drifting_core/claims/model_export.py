@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from drifting_core import published
 from drifting_core.artifacts import (
     Export,
     Index,
@@ -31,6 +30,7 @@ from drifting_core.evaluation.contract import explain_name
 from drifting_core.evaluation.sampler import recommended_export
 from drifting_core.faults import Fault
 from drifting_core.models import exports, generator, pipeline, tokenizer
+from drifting_core.sources import published
 
 _CODE: tuple[ModuleType, ...] = (pipeline, generator, draws)
 _CARD = "README.md"

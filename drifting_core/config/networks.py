@@ -6,9 +6,9 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from drifting_core import published
 from drifting_core.artifacts.identity import Section, operation
 from drifting_core.config.values import Decay, Fraction, Name, Natural, Positive, Precision, Rate, Resources
+from drifting_core.sources import published
 
 TRAINED = "trained"
 _RELEASED = "released:"

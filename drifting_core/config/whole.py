@@ -9,13 +9,13 @@ from typing import Any, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from drifting_core import published
 from drifting_core.artifacts.identity import Section, digest, identity, merge, operation
 from drifting_core.config.data import Data, Tokenizer
 from drifting_core.config.evaluation import Evaluation, Network
 from drifting_core.config.networks import Encoder, Generator, Objective, Training
 from drifting_core.config.values import Device, Name, Natural
 from drifting_core.faults import Fault
+from drifting_core.sources import published
 
 
 class Configuration(Section):

@@ -20,12 +20,13 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from drifting_core import config, published
+from drifting_core import config
 from drifting_core.artifacts import ArchiveCheck, Archives
 from drifting_core.data.listing import Found, Listing, Split, Table, counts_of, few, require_counts, require_unique
 from drifting_core.data.tars import BLOCK, PAGE, MappedTar, Member, mapped
 from drifting_core.faults import Fault
 from drifting_core.jobs import Progress
+from drifting_core.sources import published
 
 log = logging.getLogger(__name__)
 

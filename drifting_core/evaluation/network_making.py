@@ -20,7 +20,7 @@ from drifting_core.evaluation.classifier import accuracy, save_classifier, train
 from drifting_core.evaluation.inception import InceptionV3
 from drifting_core.evaluation.vision_transformers import FILES, WEIGHTS, VisionTransformer
 from drifting_core.faults import Fault
-from drifting_core.published import INCEPTION
+from drifting_core.sources.published import INCEPTION
 
 log = logging.getLogger(__name__)
 

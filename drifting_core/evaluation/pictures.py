@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from drifting_core import published
 from drifting_core.config import Precision
 from drifting_core.faults import Fault
-from drifting_core.fetching import fetch
 from drifting_core.models.generator import Generator
 from drifting_core.models.pipeline import DriftingPipeline
 from drifting_core.models.released import load_released
 from drifting_core.models.tokenizer import Tokenizer
+from drifting_core.sources import published
+from drifting_core.sources.fetching import fetch
 
 
 def sample(

@@ -13,11 +13,11 @@ from drifting_core import config
 from drifting_core.artifacts import FileRecord, Imported, TokenizerManifest, hashes
 from drifting_core.data.encoding import contract_of
 from drifting_core.faults import Fault
-from drifting_core.fetching import fetched_folder
 from drifting_core.models import released
 from drifting_core.models.exports import AUTOENCODER, WEIGHTS, load_export, read_weights, write_export
 from drifting_core.models.mae import MaskedAutoencoder
-from drifting_core.published import METADATA, SCALING_FACTOR
+from drifting_core.sources.fetching import fetched_folder
+from drifting_core.sources.published import METADATA, SCALING_FACTOR
 
 log = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from drifting_core.faults import Fault
-from drifting_core.fetching import fetch
 from drifting_core.models.exports import load_export
 from drifting_core.models.generator import Generator
 from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder
-from drifting_core.published import METADATA, NETWORKS, PARAMETERS, download
+from drifting_core.sources.fetching import fetch
+from drifting_core.sources.published import METADATA, NETWORKS, PARAMETERS, download
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CHUNKED = "__msgpack_chunked_array__"

@@ -12,10 +12,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from drifting_core import published
 from drifting_core.artifacts import Fetched
 from drifting_core.faults import Fault
-from drifting_core.fetching import fetched_folder, write_fetched
+from drifting_core.sources import published
+from drifting_core.sources.fetching import fetched_folder, write_fetched
 
 WANTED = published.download("mae_latent_640")
 FILES = ["models/mae/jax/mae_latent_640/metadata.json", "models/mae/jax/mae_latent_640/ema_params.msgpack"]

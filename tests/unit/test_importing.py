@@ -136,8 +136,8 @@ def test_released_weights_want_the_latents_that_they_know(demo_values: dict[str,
     shutil.copytree(GOLDEN / "generator", folder)
     packed = folder / "ema_params.msgpack.xz"
     (folder / "ema_params.msgpack").write_bytes(lzma.decompress(packed.read_bytes()))
-    from drifting_core.fetching import write_fetched
-    from drifting_core.published import download
+    from drifting_core.sources.fetching import write_fetched
+    from drifting_core.sources.published import download
 
     manifest = tokenizer.parent / "sources" / "manifest.json"
     write_fetched(download("ablation"), manifest, "0" * 64)

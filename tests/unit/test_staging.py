@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from drifting_core import published
 from drifting_core.config import load_file
 from drifting_core.faults import Fault
+from drifting_core.sources import published
 from drifting_core.staging import Need, listing, needs
 
 ARCHIVES = ["data.archives.train", "data.archives.val", "data.archives.devkit"]

@@ -16,9 +16,9 @@ from drifting_core import config
 from drifting_core.artifacts import TokenizerManifest
 from drifting_core.data.photos import photos
 from drifting_core.faults import Fault
-from drifting_core.fetching import write_fetched
 from drifting_core.models import tokenizer_making as making
 from drifting_core.models.tokenizer import CONFIG, WEIGHTS, Tokenizer, normalised
+from drifting_core.sources.fetching import write_fetched
 
 HASH = "0" * 64
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from drifting_core import config as settings
-from drifting_core import published
 from drifting_core.artifacts import Export, Fetched, records
+from drifting_core.sources import published
 from tests.workflow.conftest import ROOT, TARGET, Site, Walk
 from tests.workflow.test_walk import verify
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from drifting_core.artifacts import Fetched, records
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.faults import Fault
-from drifting_core.published import Download
+from drifting_core.sources.published import Download
 
 
 def fetch(wanted: Download, into: Path | None = None) -> Path:

@@ -8,10 +8,11 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from drifting_core import data_plan, module_graph
+from drifting_core import module_graph
 from drifting_core.artifacts.identity import Section, is_operation
 from drifting_core.config import Configuration, load_file
-from drifting_core.plan import read_rates
+from drifting_core.costs import data_preparation
+from drifting_core.costs.estimates import read_rates
 
 _HEAD = """# Configuration
 
@@ -40,7 +41,7 @@ def schema() -> str:
 
 def imagenet_page(page: str, preset: Path) -> str:
     """docs/imagenet.md with its tables of costs made anew, from the ablation's preset and the rates."""
-    return _between(page, _COSTS, data_plan.table(load_file(preset), read_rates()))
+    return _between(page, _COSTS, data_preparation.table(load_file(preset), read_rates()))
 
 
 def architecture_page(page: str, root: Path) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from drifting_core import plan
 from drifting_core.config import Configuration
+from drifting_core.costs import estimates
 from drifting_core.doctor import storage
 from drifting_core.layout import Layout
 from drifting_core.plan_jobs import Job
@@ -64,7 +64,7 @@ def _results(config: Configuration, jobs: Sequence[Job], folder: Path) -> tuple[
 
     Stages write one after the other, but for the reference, which may be written beside any of them.
     """
-    layout, spaces = Layout(config), plan.disk(config)
+    layout, spaces = Layout(config), estimates.disk(config)
     outputs = [path for job in jobs for path in job.outputs]
     there, added, peak, beside = Amount(0.0, 0), 0.0, 0.0, 0.0
     for stage in ("sources", "tokenizer", "network", "reference", "data", "encoder", "run"):
@@ -77,7 +77,7 @@ def _results(config: Configuration, jobs: Sequence[Job], folder: Path) -> tuple[
             written = sum(space.written for space in own)
             beside, written = (written, 0.0) if stage == "reference" else (beside, written)
             peak = max(peak, added + written)
-    files = max(plan.files(config) - there.files, 0) if jobs else 0
+    files = max(estimates.files(config) - there.files, 0) if jobs else 0
     return there, Amount(added, files), peak + beside
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 from typing import Any, NamedTuple
 
-from drifting_core import data_plan, plan
 from drifting_core.config import Configuration
+from drifting_core.costs import data_preparation, estimates
 from drifting_core.layout import Layout
 from drifting_core.plan_jobs import Job
 
@@ -53,7 +53,7 @@ def tasks(config: Configuration, jobs: Sequence[Job], devices: Mapping[str, int]
     for job in jobs:
         needs = tuple(sorted({maker[path] for path in job.inputs if path in maker}))
         macs, hours = _operations(config, job, rates)
-        gpu_hours = plan.hours_of(macs, rates) if devices.get(job.rule) else 0.0
+        gpu_hours = estimates.hours_of(macs, rates) if devices.get(job.rule) else 0.0
         found.append(Task(job.rule, job.stage, gpu_hours, devices.get(job.rule, 0), hours, needs))
     return found
 
@@ -73,7 +73,7 @@ def _operations(config: Configuration, job: Job, rates: dict[str, Any]) -> tuple
             latents, split = config.data.latents, expected.val_images if store == "val" else expected.train_images
             share = split / latents.shards_of(store)
             encoded = share * latents.views_of(store) * encode
-            return {plan.encoding_rate(latents.precision): encoded}, share / (latents.resources.threads * jpegs)
+            return {estimates.encoding_rate(latents.precision): encoded}, share / (latents.resources.threads * jpegs)
         case "make_reference":
             further = Layout(config).folder("reference") not in output
             threads = config.evaluation.network.resources.threads
@@ -81,19 +81,19 @@ def _operations(config: Configuration, job: Job, rates: dict[str, Any]) -> tuple
         case "train_encoder":
             return _encoder_operations(config, output, encode, jpegs)
         case "audit_encoder":
-            return {"features": plan.audit_macs(config)}, 0.0
+            return {"features": estimates.audit_macs(config)}, 0.0
         case "train_generator":
             step = int(re.findall(r"step_(\d+)/", output)[0])
-            return {"generator": plan.step_macs(config) * (config.training.milestone_every if step else 0)}, 0.0
+            return {"generator": estimates.step_macs(config) * (config.training.milestone_every if step else 0)}, 0.0
         case "sample" | "sample_claim":
-            return {"generator": plan.generator_macs(config) * (samples if job.rule == "sample" else report)}, 0.0
+            return {"generator": estimates.generator_macs(config) * (samples if job.rule == "sample" else report)}, 0.0
         case "evaluate" | "evaluate_claim":
             count = samples if job.rule == "evaluate" else report
             return {"decode": count * decode, "features": count * inception}, 0.0
         case "evaluate_claim_in_space":
             return {"decode": report * decode, "features": report * vision}, 0.0
         case "check_archives" | "index_archives" | "verify_latents":
-            return {}, data_plan.cpu_hours(config, job.rule, output, rates)
+            return {}, data_preparation.cpu_hours(config, job.rule, output, rates)
     return {}, 0.0
 
 
@@ -107,8 +107,8 @@ def _encoder_operations(config: Configuration, output: str, encode: float, jpegs
     recipe = encoder.recipe if tuned else encoder.training
     seen, threads = recipe.batch * recipe.steps, encoder.resources.threads * encoder.resources.processes
     crops = seen if encoder.augmentation == "online" else 0
-    trained = 3 * seen * (plan.encoder_macs(config) + plan.decoder_macs(config))
-    return {"encoder": trained, plan.encoding_rate(recipe.precision): crops * encode}, crops / (jpegs * threads)
+    trained = 3 * seen * (estimates.encoder_macs(config) + estimates.decoder_macs(config))
+    return {"encoder": trained, estimates.encoding_rate(recipe.precision): crops * encode}, crops / (jpegs * threads)
 
 
 def schedule(jobs: Sequence[Task], gpus: int) -> Schedule:

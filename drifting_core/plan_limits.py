@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from drifting_core import plan
 from drifting_core.config import Configuration
-from drifting_core.data_plan import latent_bytes
+from drifting_core.costs import estimates
+from drifting_core.costs.data_preparation import latent_bytes
 from drifting_core.doctor import cluster
 from drifting_core.doctor.cluster import Partition
 from drifting_core.doctor.profile import Ask, Profile
@@ -127,8 +127,8 @@ def _too_little_memory(config: Configuration, jobs: Sequence[Ask]) -> list[str]:
     """Trainings whose state, which is copied to host memory when it is committed, is larger than what they ask for."""
     held = config.data.latents.residency == "ram"
     states: Mapping[str, tuple[float, Any]] = {
-        "train_generator": (16 * plan.generator_parameters(config), config.training.resources),
-        "train_encoder": (16 * plan.autoencoder_parameters(config), config.encoder.resources),
+        "train_generator": (16 * estimates.generator_parameters(config), config.training.resources),
+        "train_encoder": (16 * estimates.autoencoder_parameters(config), config.encoder.resources),
     }
     refusals = []
     for each in jobs:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from drifting_core import plan, table8
 from drifting_core.config import Configuration, load_file
+from drifting_core.costs import estimates, table8
 from drifting_core.doctor.profile import asks, read_profile
 from drifting_core.plan_disk import usage
 from drifting_core.plan_hours import Task, schedule, tasks
@@ -26,7 +26,7 @@ def make_plan(
     gpus: Sequence[int],
     profile: str | None,
     minutes: float | None,
-    speeds: Path = plan.RATES,
+    speeds: Path = estimates.RATES,
 ) -> dict[str, Any]:
     """Everything about a plan, as JSON has it; `gpus` are the numbers to give wall-clock for, `minutes` the time limit of
     the partition where SLURM is not to be asked, `speeds` a file like config/rates.yaml. Nothing is run or written. Raises
@@ -43,7 +43,7 @@ def make_plan(
     table8           column (the nearest), rows, agree, departures (row, paper, release, here)
     refusals         why the plan cannot work; warnings; time_limits: where those of the partitions come from
     """
-    config, rates = load_file(preset, overrides), plan.read_rates(speeds)
+    config, rates = load_file(preset, overrides), estimates.read_rates(speeds)
     # A partition's limit speaks of a cluster, so that its profile is meant.
     chosen = read_profile(profile or ("slurm" if minutes is not None else None))
     with ThreadPoolExecutor() as beside:  # SLURM and Snakemake take their seconds at the same time
@@ -61,9 +61,9 @@ def make_plan(
         "jobs": _jobs(planned),
         "gpu_hours": _gpu_hours(config, jobs, rates),
         "wall_clock": [_wall_clock(jobs, count) for count in sorted(set(gpus))],
-        "rates": {**_rates(config, rates), "file": "config/rates.yaml" if speeds == plan.RATES else str(speeds)},
+        "rates": {**_rates(config, rates), "file": "config/rates.yaml" if speeds == estimates.RATES else str(speeds)},
         "disk": {
-            "rows": {space.what: space.bytes / 1e9 for space in plan.disk(config)},
+            "rows": {space.what: space.bytes / 1e9 for space in estimates.disk(config)},
             "systems": [_system(each._asdict()) for each in disks],
         },
         "table8": _table8(config),
@@ -86,10 +86,10 @@ def _jobs(planned: Planned) -> dict[str, Any]:
 def _gpu_hours(config: Configuration, jobs: Sequence[Task], rates: dict[str, Any]) -> dict[str, Any]:
     rows = {
         cost.stage: {
-            "hours": plan.gpu_hours(cost, rates),
+            "hours": estimates.gpu_hours(cost, rates),
             "rates": [*(f"effective_tflops.{rate}" for rate in cost.macs), *cost.counted],
         }
-        for cost in plan.costs(config, rates)
+        for cost in estimates.costs(config, rates)
     }
     to_run = {stage: sum(job.gpu_hours for job in jobs if job.stage == stage) for stage in STAGES}
     devices = {stage: max((job.devices for job in jobs if job.stage == stage), default=0) for stage in STAGES}
@@ -103,13 +103,13 @@ def _wall_clock(jobs: Sequence[Task], gpus: int) -> dict[str, Any]:
 
 def _rates(config: Configuration, rates: dict[str, Any]) -> dict[str, Any]:
     """Those behind the hours of this configuration."""
-    costs = [cost for cost in plan.costs(config, rates) if cost.gpus and any(cost.macs.values())]
+    costs = [cost for cost in estimates.costs(config, rates) if cost.gpus and any(cost.macs.values())]
     keys = dict.fromkeys(f"effective_tflops.{rate}" for cost in costs for rate, macs in cost.macs.items() if macs)
     keys |= dict.fromkeys(key for cost in costs for key in cost.counted)
     if any(cost.rule == "encode_latents" for cost in costs):
         own = ("md5_bytes_per_second", "seconds_per_page", "jpegs_per_second_and_thread", "verified_bytes_per_second")
         keys |= dict.fromkeys(f"data.{name}" for name in own)
-    return {"hardware": rates["device"], "used": {key: plan.rate_of(rates, key) for key in keys}}
+    return {"hardware": rates["device"], "used": {key: estimates.rate_of(rates, key) for key in keys}}
 
 
 def _system(system: dict[str, Any]) -> dict[str, Any]:

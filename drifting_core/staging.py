@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from drifting_core.config import Configuration, Importable
-from drifting_core.plan import autoencoder_parameters, generator_parameters
+from drifting_core.costs.estimates import autoencoder_parameters, generator_parameters
 from drifting_core.sources import published
 from drifting_core.sources.fetching import download_command
 from drifting_core.sources.published import PARAMETERS, SD_VAE, SD_VAE_FILES, Download, File

@@ -6,8 +6,8 @@ import getpass
 from collections.abc import Iterator
 from pathlib import Path
 
-from drifting_core import plan
 from drifting_core.config import Configuration
+from drifting_core.costs import estimates
 from drifting_core.doctor import storage
 from drifting_core.doctor.findings import ANSWER_SECONDS, Finding
 from drifting_core.layout import Layout
@@ -24,7 +24,7 @@ def check_room(config: Configuration) -> Iterator[Finding]:
     layout = Layout(config)
     stages = ("data", "tokenizer", "network", "reference", "encoder", "run")
     there = sum(storage.size_of(Path(layout.folder(stage))) for stage in stages)
-    size, files = max(sum(space.bytes for space in plan.disk(config)) - there, 0), plan.files(config)
+    size, files = max(sum(space.bytes for space in estimates.disk(config)) - there, 0), estimates.files(config)
     short, left = [], []
     for name, room in (("the disk", storage.room(here)), ("your quota", storage.left_of_quota(quota.text, system))):
         known = {"bytes": (room.bytes, size), "files": (room.files, files)}

@@ -24,9 +24,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch import nn
 
-from drifting_core import plan
 from drifting_core.artifacts import LatentContract, LatentManifest, publish_text, records
 from drifting_core.config import Configuration
+from drifting_core.costs import estimates
 from drifting_core.data.images import centre_crop, decode_rgb
 from drifting_core.data.latents import LatentStore, write_shard
 from drifting_core.devices import device, peak_flops
@@ -83,10 +83,10 @@ def measure(config: Configuration, threads: int) -> Iterator[Rate]:
 
 def write(measured: Sequence[Rate], output: Path) -> None:
     """The shipped rates with the measured ones in their places."""
-    rates = plan.read_rates()
+    rates = estimates.read_rates()
     rates["device"] = f"one {device_name()}"
     for rate in measured:
-        entry = plan.rate_of(rates, rate.key)
+        entry = estimates.rate_of(rates, rate.key)
         entry.update(value=float(f"{rate.value:.4g}"), source=f"measured: {rate.how}, {datetime.date.today()}")
     publish_text(output, _HEADER + yaml.safe_dump(rates, sort_keys=False, width=119))
 
@@ -149,12 +149,12 @@ def _of_trainings(share: Configuration, on: torch.device) -> Iterator[Rate]:
         seconds = seconds_of_step(drift_training(share, store, on), on)
         labels, parts = share.objective.classes_per_step, share.training.micro_batches
         what = f"steps of {labels} classes in {parts} part(s), {share.name}"
-        yield _rate("generator", on, share.training.precision, plan.step_macs(share), seconds, what)
+        yield _rate("generator", on, share.training.precision, estimates.step_macs(share), seconds, what)
         recipe = share.encoder.training
         made = MaskedTraining(share.encoder, store, StoredLatents(store), on)
         what = f"steps of {recipe.batch} latents in {share.encoder.micro_batches} part(s), {share.name}"
         seconds = seconds_of_step(made, on)
-        yield _rate("encoder", on, recipe.precision, plan.encoder_step_macs(share), seconds, what)
+        yield _rate("encoder", on, recipe.precision, estimates.encoder_step_macs(share), seconds, what)
 
 
 def seconds_of_step(made: DriftTraining | MaskedTraining, on: torch.device, steps: int = 0) -> float:
@@ -197,10 +197,10 @@ def _of_networks(config: Configuration, on: torch.device) -> Iterator[Rate]:
     """SD-VAE and FID's Inception. On a CPU an image at a time, which is as fast and takes seconds."""
     stored, seen = config.data.latents, config.evaluation.contract.compute_batch
     encoded, seen = (stored.compute_batch, seen) if on.type == "cuda" else (1, 1)
-    counts = plan.read_rates()
+    counts = estimates.read_rates()
     encode, decode = (counts["tokenizer_gmac"][way]["value"] for way in ("encode", "decode"))
     for precision in dict.fromkeys((stored.precision, config.encoder.training.precision)):
-        yield _network(plan.encoding_rate(precision), on, precision, encoded, encode, _encoder(on, precision, encoded))
+        yield _network(estimates.encoding_rate(precision), on, precision, encoded, encode, _encoder(on, precision, encoded))
     yield _network("decode", on, "float32", seen, decode, _decoder(on, seen))
     yield _network("features", on, "float32", seen, counts["inception_gmac"]["value"], _inception(on, seen))
 

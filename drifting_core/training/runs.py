@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from drifting_core import config, plan
+from drifting_core import config
 from drifting_core.artifacts import EncoderTrained, LatentVerification, hashes
 from drifting_core.artifacts.provenance import code_version
+from drifting_core.costs import estimates
 from drifting_core.data.latents import LatentStore, Residency
 from drifting_core.devices import device, peak_flops, place
 from drifting_core.faults import Fault
@@ -56,7 +57,7 @@ def train_encoder(
         store = _verified_store(latents, verification, parts["data"].latents.residency, on)
         source = _source(parts, store, tokenizer, index, crops, on, threads)
         peak = peak_flops(on, encoder.recipe.precision, ranks.size)
-        work = Work(encoder.recipe.batch, 2 * plan.encoder_step_macs(plan.of_sections(parts)), peak)
+        work = Work(encoder.recipe.batch, 2 * estimates.encoder_step_macs(estimates.of_sections(parts)), peak)
         trainee = mae.MaskedTraining(encoder, store, source, on, ranks, work, warm_start)
         state = StateFolder(folder / "state", configuration, ranks, inputs=_began_from(warm_start))
         page = functools.partial(
@@ -128,7 +129,7 @@ def train_generator(
         store.require_contract(export.latents, f"the encoder {encoder}")
         peak = peak_flops(on, training.precision, ranks.size)
         images = objective.classes_per_step * objective.generated_per_class
-        work = Work(images, 2 * plan.step_macs(plan.of_sections(parts), recomputed=False), peak)
+        work = Work(images, 2 * estimates.step_macs(estimates.of_sections(parts), recomputed=False), peak)
         trainee = drifting.DriftTraining(
             parts["generator"], objective, training, store, network, on, ranks, work, warm_start
         )  # fmt: skip

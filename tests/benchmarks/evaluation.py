@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from drifting_core import config as settings
-from drifting_core import plan
+from drifting_core.costs import estimates
 from drifting_core.evaluation import sampler, search, statistics, uncertainty
 from drifting_core.evaluation.classifier import SmallClassifier
 from drifting_core.evaluation.contract import to_uint8
@@ -165,16 +165,16 @@ def parts_table(config: settings.Configuration, count: int, on: torch.device, sc
 
 def computed(config: settings.Configuration) -> str:
     """Hours of the claim's images at the plan's assumed rate, from operation counts."""
-    rates = plan.read_rates()
+    rates = estimates.read_rates()
     macs = {
-        "generator": plan.generator_macs(config),
+        "generator": estimates.generator_macs(config),
         "decode": rates["tokenizer_gmac"]["decode"]["value"] * 1e9,
         "features": rates["inception_gmac"]["value"] * 1e9,
     }
     known = rates["effective_tflops"]
     shares = ", ".join(f"{part} {value / 1e9:.3g} GMAC at {known[part]['value']} TFLOP/s" for part, value in macs.items())
     return f"{config.name} at full size: no GPU here, computed from rates of config/rates.yaml: {shares}. " + _by_gpus(
-        CLAIM * 3600 * plan.hours_of(macs, rates), "computed, not measured"
+        CLAIM * 3600 * estimates.hours_of(macs, rates), "computed, not measured"
     )
 
 

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.step --configfile config/ablation.yaml --micro-batches 8
 
-Multiply-adds are those of drifting_core/plan.py. "Model" utilisation counts what one pass needs; "hardware" utilisation
-counts the second forward pass of micro-batches, too. On a CPU the peak is what one large matrix product reaches here.
+Multiply-adds are those of drifting_core/costs/estimates.py. "Model" utilisation counts what one pass needs; "hardware"
+utilisation counts the second forward pass of micro-batches, too. On a CPU the peak is what one large matrix product reaches here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from drifting_core import config as settings
-from drifting_core import plan
+from drifting_core.costs import estimates
 from drifting_core.devices import device, peak_flops
 from drifting_core.drift.objective import DriftObjective
 from drifting_core.evaluation.rates import drift_training, random_store, seconds_of_step
@@ -119,7 +119,7 @@ def report(config: settings.Configuration, steps: int, gpus: int, threads: int, 
         cost = state_cost(made, state_megabytes, Path(folder) / "state", seconds)
         parts = parts_of(made, steps, on)
     whole = config.model_copy(update={"training": config.training.model_copy(update={"micro_batches": 1})})
-    model, hardware = (2 * plan.step_macs(each) / seconds / 1e12 for each in (whole, config))
+    model, hardware = (2 * estimates.step_macs(each) / seconds / 1e12 for each in (whole, config))
     name = torch.cuda.get_device_name() if gpus else f"{threads} CPU threads"
     peak = (peak_flops(on, config.training.precision, 1) or 0) / 1e12 if gpus else matrix_peak() / 1e12
     objective = config.objective
@@ -129,7 +129,7 @@ def report(config: settings.Configuration, steps: int, gpus: int, threads: int, 
         f"  {model:.3f} TFLOP/s of the model, {hardware:.3f} with recomputation counted",
     ]
     if peak:
-        floor = 2 * plan.step_macs(whole) / peak / 1e12
+        floor = 2 * estimates.step_macs(whole) / peak / 1e12
         lines.append(
             f"  floor {floor:.3f} s at {peak:.3g} TFLOP/s: model {model / peak:.1%}, hardware {hardware / peak:.1%}"
         )

@@ -14,10 +14,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drifting_core import data_plan, plan, plan_disk, plan_hours, plan_limits, plan_report, table8
+from drifting_core import plan_disk, plan_hours, plan_limits, plan_report
 from drifting_core.artifacts.provenance import ROOT
 from drifting_core.config import Configuration, EncoderFinetune, load_file
 from drifting_core.config import Space as SpaceSection
+from drifting_core.costs import data_preparation, estimates, table8
 from drifting_core.data import tars
 from drifting_core.doctor.profile import asks, read_profile
 from drifting_core.doctor.storage import Room
@@ -36,21 +37,23 @@ def preset(root: Path, name: str, **training: int) -> Configuration:
 
 def test_multiply_adds_are_those_of_the_protocol(root: Path) -> None:
     ablation, b2, l2 = (preset(root, name, micro_batches=1) for name in ("ablation", "b2", "l2"))
-    assert plan.generator_macs(b2) == pytest.approx(24.5e9, rel=5e-3)
-    assert plan.generator_macs(l2) == pytest.approx(86.4e9, rel=5e-3)
-    assert plan.encoder_macs(ablation) == pytest.approx(18.5e9, rel=5e-3)
-    assert plan.encoder_macs(b2) == pytest.approx(115.8e9, rel=5e-3)
-    assert plan.decoder_macs(ablation) == pytest.approx(9.7e9, rel=5e-3)
-    assert plan.step_macs(ablation) == pytest.approx(0.55e15, rel=1e-2)
-    assert plan.step_macs(b2) == pytest.approx(3.9e15, rel=2e-2)
-    assert plan.generator_parameters(b2) == pytest.approx(132_708_880, rel=1e-2)
+    assert estimates.generator_macs(b2) == pytest.approx(24.5e9, rel=5e-3)
+    assert estimates.generator_macs(l2) == pytest.approx(86.4e9, rel=5e-3)
+    assert estimates.encoder_macs(ablation) == pytest.approx(18.5e9, rel=5e-3)
+    assert estimates.encoder_macs(b2) == pytest.approx(115.8e9, rel=5e-3)
+    assert estimates.decoder_macs(ablation) == pytest.approx(9.7e9, rel=5e-3)
+    assert estimates.step_macs(ablation) == pytest.approx(0.55e15, rel=1e-2)
+    assert estimates.step_macs(b2) == pytest.approx(3.9e15, rel=2e-2)
+    assert estimates.generator_parameters(b2) == pytest.approx(132_708_880, rel=1e-2)
 
 
 def test_the_data_road_is_cut_over_gpus_and_ends_where_shards_do(root: Path) -> None:
     """21.8 GB of latents (protocol: 8 kB each, image and mirror); encoding is shared out until every shard has a GPU."""
-    ablation, rates = preset(root, "ablation"), plan.read_rates()
-    assert data_plan.latent_bytes(ablation) == pytest.approx(1_331_167 * 2 * 8192)
-    [encode] = [stage for stage in data_plan.stages(ablation, rates, (1, 8, 32, 64)) if stage.name.startswith("encode")]
+    ablation, rates = preset(root, "ablation"), estimates.read_rates()
+    assert data_preparation.latent_bytes(ablation) == pytest.approx(1_331_167 * 2 * 8192)
+    [encode] = [
+        stage for stage in data_preparation.stages(ablation, rates, (1, 8, 32, 64)) if stage.name.startswith("encode")
+    ]
     assert encode.hours[0] == pytest.approx(1_331_167 * 2 * 2 * 136.4e9 / 22.78e12 / 3600, rel=1e-3)
     assert encode.hours[1] == pytest.approx(encode.hours[0] / 8, rel=0.05)
     assert encode.hours[3] == pytest.approx(encode.hours[0] / 34, rel=0.1)
@@ -61,50 +64,50 @@ def test_the_data_road_is_cut_over_gpus_and_ends_where_shards_do(root: Path) -> 
             )
         }
     )
-    [faster] = [stage for stage in data_plan.stages(more, rates, (64,)) if stage.name.startswith("encode")]
+    [faster] = [stage for stage in data_preparation.stages(more, rates, (64,)) if stage.name.startswith("encode")]
     assert faster.hours[0] < 0.6 * encode.hours[3]
-    assert data_plan.files(more) > data_plan.files(ablation)
+    assert data_preparation.files(more) > data_preparation.files(ablation)
 
 
 def test_the_data_road_says_which_rates_are_measured(root: Path) -> None:
     """A sum is as good as all its parts."""
-    ablation, rates = preset(root, "ablation"), plan.read_rates()
-    lines = data_plan.table(ablation, rates).splitlines()
+    ablation, rates = preset(root, "ablation"), estimates.read_rates()
+    lines = data_preparation.table(ablation, rates).splitlines()
     [encode] = [line for line in lines if line.startswith("| encode")]
     assert (encode.split(" | ")[0], encode.split(" | ")[-1]) == ("| encode, 32 + 2 jobs, NVIDIA H200", "measured |")
     assert [line.split(" | ")[-1] for line in lines if line.startswith("| all")] == ["measured |"], "all of them are"
 
     rates["effective_tflops"]["encode_float32"] = {"value": 40, "source": "assumed"}
-    lines = data_plan.table(ablation, rates).splitlines()
+    lines = data_preparation.table(ablation, rates).splitlines()
     assert [line.split(" | ")[-1] for line in lines if line.startswith("| all")] == ["assumed, measured |"]
 
     rates["effective_tflops"]["encode_float32"] = {"value": 1e6, "source": "assumed"}
-    assert "| JPEG decoding | measured |" in data_plan.table(ablation, rates), "of the JPEGs, which decide then"
+    assert "| JPEG decoding | measured |" in data_preparation.table(ablation, rates), "of the JPEGs, which decide then"
 
 
 def test_a_slow_file_system_costs_what_the_table_says(root: Path) -> None:
-    ablation, rates = preset(root, "ablation"), plan.read_rates()
-    index = data_plan.stages(ablation, rates)[1]
+    ablation, rates = preset(root, "ablation"), estimates.read_rates()
+    index = data_preparation.stages(ablation, rates)[1]
     rates["data"]["seconds_per_page"]["value"] += 1e-3
-    slower = data_plan.stages(ablation, rates)[1]
+    slower = data_preparation.stages(ablation, rates)[1]
     assert f"each ms that the file system takes longer: {slower.hours[0] - index.hours[0]:.2f}" in index.limit
 
 
 def test_the_data_road_speaks_of_imagenet_only(root: Path) -> None:
     with pytest.raises(Fault, match="3,500 images; .* known for ImageNet's 1,331,167 only"):
-        data_plan.table(preset(root, "demo"), plan.read_rates())
-    assert data_plan.READERS == tars._READERS
+        data_preparation.table(preset(root, "demo"), estimates.read_rates())
+    assert data_preparation.READERS == tars._READERS
 
 
 def test_micro_batches_cost_a_second_forward_pass(root: Path) -> None:
-    whole, parts = (plan.step_macs(preset(root, "ablation", micro_batches=n)) for n in (1, 8))
+    whole, parts = (estimates.step_macs(preset(root, "ablation", micro_batches=n)) for n in (1, 8))
     assert 1.2 < parts / whole < 1.4
 
 
 def test_twice_the_horizon_is_twice_the_generator(root: Path) -> None:
-    rates = plan.read_rates()
+    rates = estimates.read_rates()
     once, twice = (
-        {cost.stage: plan.gpu_hours(cost, rates) for cost in plan.costs(preset(root, "l2", steps=steps), rates)}
+        {cost.stage: estimates.gpu_hours(cost, rates) for cost in estimates.costs(preset(root, "l2", steps=steps), rates)}
         for steps in (200_000, 400_000)
     )
     assert twice["generator"] == pytest.approx(2 * once["generator"])
@@ -112,44 +115,47 @@ def test_twice_the_horizon_is_twice_the_generator(root: Path) -> None:
 
 
 def test_a_finetune_costs_its_own_steps_and_its_own_export(root: Path) -> None:
-    plain, rates = preset(root, "b2"), plan.read_rates()
+    plain, rates = preset(root, "b2"), estimates.read_rates()
     training = plain.encoder.training
     stage = EncoderFinetune(steps=training.steps // 4, batch=training.batch, learning_rate=1e-3, ema=0.999)
     tuned = plain.model_copy(update={"encoder": plain.encoder.model_copy(update={"finetune": stage})})
     imported = tuned.model_copy(update={"encoder": tuned.encoder.model_copy(update={"source": "released:mae_latent_640"})})
     hours = [
-        {cost.stage: plan.gpu_hours(cost, rates) for cost in plan.costs(each, rates)} for each in (plain, tuned, imported)
+        {cost.stage: estimates.gpu_hours(cost, rates) for cost in estimates.costs(each, rates)}
+        for each in (plain, tuned, imported)
     ]
     assert [each["latent-MAE: fine-tune"] for each in hours] == [0.0, *(2 * [hours[0]["latent-MAE"] / 4])]
     assert [each["latent-MAE"] for each in hours] == [hours[0]["latent-MAE"]] * 2 + [0.0]
     assert hours[0]["audit of the encoder"] < 0.01 * hours[0]["latent-MAE"]
-    sizes = [next(s.bytes for s in plan.disk(each) if s.what.startswith("latent-MAE")) for each in (plain, tuned, imported)]
+    sizes = [
+        next(s.bytes for s in estimates.disk(each) if s.what.startswith("latent-MAE")) for each in (plain, tuned, imported)
+    ]
     assert sizes[1] == 2 * sizes[0] > sizes[2] > sizes[0]
 
 
 def test_features_of_generated_images_are_counted(root: Path) -> None:
     """12 kB each with Inception: 2,048 features and 1,008 logits, float32."""
-    space = {each.what: each.bytes for each in plan.disk(preset(root, "ablation"))}
-    images = plan.evaluations(preset(root, "ablation"))[1]
+    space = {each.what: each.bytes for each in estimates.disk(preset(root, "ablation"))}
+    images = estimates.evaluations(preset(root, "ablation"))[1]
     assert space["features of generated images"] == pytest.approx(images * 12_240)
     assert space["generated latents"] == images * 8192
 
 
 def test_further_spaces_cost_a_cache_and_a_pass_each(root: Path) -> None:
-    plain, rates = preset(root, "ablation"), plan.read_rates()
+    plain, rates = preset(root, "ablation"), estimates.read_rates()
     spaces = tuple(SpaceSection(kind=kind, weights="x") for kind in ("dinov2", "clip"))
     more = plain.model_copy(update={"evaluation": plain.evaluation.model_copy(update={"spaces": spaces})})
-    macs = {cost.stage: sum(cost.macs.values()) for cost in plan.costs(more, rates)}
-    disk = {space.what: space.bytes for space in plan.disk(more)}
+    macs = {cost.stage: sum(cost.macs.values()) for cost in estimates.costs(more, rates)}
+    disk = {space.what: space.bytes for space in estimates.disk(more)}
     assert disk["further feature spaces"] == (1_281_167 + 50_000) * (1024 + 768) * 4
     assert macs["further feature spaces"] == pytest.approx(2 * (1_381_167 * 81e9 + 50_000 * 311.1e9))
-    assert sum(plan.costs(plain, rates)[-1].macs.values()) == plan.disk(plain)[-1].bytes == 0
+    assert sum(estimates.costs(plain, rates)[-1].macs.values()) == estimates.disk(plain)[-1].bytes == 0
 
 
 def test_crops_in_the_loop_are_encoded_in_the_trainings_format_and_decoded_beside_it(root: Path) -> None:
     """8,192 crops a step: bfloat16 on the GPUs, JPEGs on all threads of all ranks; the slower of both decides."""
     text = "rule train_encoder:\n    output: results/encoders/mae_w256-00000000/trained.json\n"
-    rates = plan.read_rates()
+    rates = estimates.read_rates()
 
     def job(**changes: Any) -> Task:
         config = load_file(root / "config/ablation.yaml", [f"encoder={changes}"])
@@ -170,7 +176,7 @@ def test_a_reference_takes_as_long_as_its_jpegs_where_they_are_slower(root: Path
     """1.33 million by eight threads, 0.31 h; Inception's 0.19 h on the GPU are beside it."""
     config = load_file(root / "config/ablation.yaml", ["evaluation={network: {resources: {threads: 8}}}"])
     text = f"rule make_reference:\n    output: {Layout(config).folder('reference')}/moments.json\n"
-    [job] = plan_hours.tasks(config, dry_run_jobs(text), {"make_reference": 1}, plan.read_rates())
+    [job] = plan_hours.tasks(config, dry_run_jobs(text), {"make_reference": 1}, estimates.read_rates())
     assert job.lasts(1) == job.hours == pytest.approx(1_331_167 / (8 * 150) / 3600)
     assert 0 < job.gpu_hours < job.hours
 
@@ -194,7 +200,7 @@ def tasks_of(name: str) -> tuple[Configuration, list[Task]]:
     with tempfile.TemporaryDirectory() as folder:
         jobs = ask_snakemake(config, path, [], profile.path.parent, Path(folder)).jobs
     devices = {each.rule: each.gpus * each.nodes for each in asks(config, profile)}
-    return config, plan_hours.tasks(config, jobs, devices, plan.read_rates())
+    return config, plan_hours.tasks(config, jobs, devices, estimates.read_rates())
 
 
 def test_l2_is_within_the_figures_of_the_protocol(l2: dict[str, Any]) -> None:
@@ -213,9 +219,9 @@ def test_jobs_cost_together_what_the_stages_cost() -> None:
     """Two ways to count: job by job from the dry run, and by stage from the configuration."""
     for name in ("ablation", "released_l2"):
         config, jobs = tasks_of(name)
-        rates = plan.read_rates()
-        whole = sum(plan.gpu_hours(cost, rates) for cost in plan.costs(config, rates))
-        one_step = plan.step_macs(config) * 2 / 102.8e12 / 3600
+        rates = estimates.read_rates()
+        whole = sum(estimates.gpu_hours(cost, rates) for cost in estimates.costs(config, rates))
+        one_step = estimates.step_macs(config) * 2 / 102.8e12 / 3600
         assert sum(job.gpu_hours for job in jobs) == pytest.approx(whole, rel=1e-6, abs=one_step)
 
 
@@ -232,7 +238,7 @@ def test_every_figure_names_rates_that_are_in_the_file(l2: dict[str, Any], root:
     used = l2["rates"]["used"]
     assert l2["rates"]["hardware"] == written["device"]
     for key, rate in used.items():
-        assert rate == plan.rate_of(written, key)
+        assert rate == estimates.rate_of(written, key)
         assert rate["source"]
     for part, row in l2["gpu_hours"]["rows"].items():
         assert (row["hours"] == 0) or set(row["rates"]) <= set(used), part
@@ -291,7 +297,7 @@ def test_finished_jobs_cost_nothing() -> None:
             ("evaluate", "s/manifest.json", "m/metrics.json"),
         )
     )
-    rest = plan_hours.tasks(config, dry_run_jobs(text), {"sample": 1, "evaluate": 1}, plan.read_rates())
+    rest = plan_hours.tasks(config, dry_run_jobs(text), {"sample": 1, "evaluate": 1}, estimates.read_rates())
     assert [job.needs for job in rest] == [(), (0,)]
     assert 0 < sum(job.gpu_hours for job in rest) < 1e-3 * sum(job.gpu_hours for job in jobs)
     [short] = [plan_hours.schedule(rest, 8)]
@@ -328,7 +334,7 @@ def refusals(root: Path, tmp_path: Path, *changes: str, minutes: float = 2880, *
     devices = {each.rule: each.gpus * each.nodes for each in asked}
     text = "rule train_encoder:\n    output: results/encoders/mae_w256-00000000/trained.json\n"
     text += f"rule train_generator:\n    output: exports/step_{config.training.steps}/metadata.json\n"
-    jobs = plan_hours.tasks(config, dry_run_jobs(text), devices, plan.read_rates())
+    jobs = plan_hours.tasks(config, dry_run_jobs(text), devices, estimates.read_rates())
     disk = Usage(str(tmp_path), ("results",), 1e15, Room(1e15, None), Amount(0, 0), Amount(6e10, 602), 9e10)
     found = plan_limits.limits(config, asked, jobs, [disk._replace(**usage)], profile, minutes)
     return found.refusals, found.warnings
@@ -381,7 +387,7 @@ def test_partitions_are_what_sinfo_says(root: Path) -> None:
     asked = asks(config, profile)
     devices = {each.rule: each.gpus * each.nodes for each in asked}
     jobs = plan_hours.tasks(
-        config, dry_run_jobs("rule train_encoder:\n    output: a/trained.json\n"), devices, plan.read_rates()
+        config, dry_run_jobs("rule train_encoder:\n    output: a/trained.json\n"), devices, estimates.read_rates()
     )
 
     def said(line: str) -> plan_limits.Limits:

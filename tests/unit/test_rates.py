@@ -13,8 +13,9 @@ import yaml
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
-from drifting_core import plan, plan_report
+from drifting_core import plan_report
 from drifting_core.config import load_file
+from drifting_core.costs import estimates
 from drifting_core.evaluation import rates
 from drifting_core.evaluation.inception import InceptionV3
 from drifting_core.faults import Fault
@@ -34,14 +35,14 @@ def gmac(call: Any) -> float:
 
 def test_operation_counts_are_torchs_own(root: Path) -> None:
     """Counted on the architectures themselves, one 256 px image; attention and all."""
-    counts, config = plan.read_rates(), load_file(root / "config" / "ablation.yaml")
+    counts, config = estimates.read_rates(), load_file(root / "config" / "ablation.yaml")
     with torch.device("meta"):
         vae: Any = AutoencoderKL(**rates.SD_VAE)
         image, latent = torch.rand(1, 3, 256, 256), torch.randn(1, 4, 32, 32)
         encoder = LatentEncoder(**encoder_architecture(config.encoder, 4))
     assert gmac(lambda: vae.encode(image)) == pytest.approx(counts["tokenizer_gmac"]["encode"]["value"], rel=0.01)
     assert gmac(lambda: vae.decode(latent)) == pytest.approx(counts["tokenizer_gmac"]["decode"]["value"], rel=0.01)
-    assert gmac(lambda: encoder(latent)) == pytest.approx(plan.encoder_macs(config) / 1e9, rel=0.01)
+    assert gmac(lambda: encoder(latent)) == pytest.approx(estimates.encoder_macs(config) / 1e9, rel=0.01)
     pixels = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
     assert gmac(lambda: InceptionV3.untrained()(pixels)) == pytest.approx(counts["inception_gmac"]["value"], rel=0.01)
 
@@ -51,9 +52,9 @@ def test_a_ranks_share_is_what_the_plan_gives_it(root: Path, preset: str) -> Non
     """What is measured divides as the real step does: the shares of all ranks are the whole."""
     config = load_file(root / "config" / f"{preset}.yaml")
     share, ranks = rates.share_of_a_rank(config), config.training.resources.processes
-    assert ranks * plan.step_macs(share) == pytest.approx(plan.step_macs(config))
-    assert config.encoder.resources.processes * plan.encoder_step_macs(share) == pytest.approx(
-        plan.encoder_step_macs(config)
+    assert ranks * estimates.step_macs(share) == pytest.approx(estimates.step_macs(config))
+    assert config.encoder.resources.processes * estimates.encoder_step_macs(share) == pytest.approx(
+        estimates.encoder_step_macs(config)
     )
     assert share.objective.classes_per_step % config.training.micro_batches == 0
     assert share.encoder.training.batch % config.encoder.micro_batches == 0
@@ -84,12 +85,14 @@ def test_measured_rates_stand_in_the_shipped_ones_places(
     archives = "data={archives: {train: " + str(tmp_path / "train.tar") + "}}"
     measure_rates.main(["--configfile", str(quick), "--output", str(output), "--config", archives])
     said = capsys.readouterr().out
-    measured, shipped = plan.read_rates(output), plan.read_rates()
-    changed = [key for key in plan._keys(shipped) if plan.rate_of(measured, key) != plan.rate_of(shipped, key)]
-    assert changed == [key for key in plan._keys(shipped) if key in said]
+    measured, shipped = estimates.read_rates(output), estimates.read_rates()
+    changed = [
+        key for key in estimates._keys(shipped) if estimates.rate_of(measured, key) != estimates.rate_of(shipped, key)
+    ]
+    assert changed == [key for key in estimates._keys(shipped) if key in said]
     assert {*KEYS, "data.seconds_per_page"} <= set(changed)
     for key in KEYS:
-        source = plan.rate_of(measured, key)["source"]
+        source = estimates.rate_of(measured, key)["source"]
         assert re.fullmatch(r"measured: CPU \(.*\), torch [^,]+, float32, .*: \S+ s each, \d{4}-\d\d-\d\d", source)
     assert measured["device"].startswith("one CPU")
 
@@ -102,8 +105,8 @@ def test_a_rate_is_operations_over_seconds(small: None, root: Path, monkeypatch:
     monkeypatch.setattr(rates, "_seconds", lambda *_: 0.01)
     config = load_file(root / "config" / "demo.yaml")
     found = {rate.key: rate.value for rate in rates.measure(config, 1)}
-    assert found["effective_tflops.generator"] == pytest.approx(200 * plan.step_macs(config) / 1e12)
-    assert found["effective_tflops.encoder"] == pytest.approx(200 * plan.encoder_step_macs(config) / 1e12)
+    assert found["effective_tflops.generator"] == pytest.approx(200 * estimates.step_macs(config) / 1e12)
+    assert found["effective_tflops.encoder"] == pytest.approx(200 * estimates.encoder_step_macs(config) / 1e12)
     assert found["effective_tflops.decode"] == pytest.approx(200 * 311.1e9 / 1e12)
     assert found["data.jpegs_per_second_and_thread"] == pytest.approx(100)
 
@@ -133,10 +136,10 @@ def test_what_a_gpu_cannot_hold_is_said_with_the_key(root: Path, monkeypatch: py
     ],
 )
 def test_a_file_that_lacks_a_rate_is_refused(tmp_path: Path, change: Callable[[Any], object], key: str) -> None:
-    found = yaml.safe_load(plan.RATES.read_text())
+    found = yaml.safe_load(estimates.RATES.read_text())
     change(found)
     (tmp_path / "rates.yaml").write_text(yaml.safe_dump(found))
     with pytest.raises(Fault, match=rf"rates\.yaml: {re.escape(key)} is not there with a value above 0 .* make rates"):
-        plan.read_rates(tmp_path / "rates.yaml")
+        estimates.read_rates(tmp_path / "rates.yaml")
     with pytest.raises(Fault, match="no rates can be read: .* make rates"):
-        plan.read_rates(tmp_path / "none.yaml")
+        estimates.read_rates(tmp_path / "none.yaml")

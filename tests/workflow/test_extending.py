@@ -18,9 +18,9 @@ import pytest
 import transformers
 import yaml
 
-from drifting_core import plan
 from drifting_core.artifacts import EvaluationContract, Metrics, SpaceKind
 from drifting_core.config import load_file
+from drifting_core.costs import estimates
 from drifting_core.evaluation import vision_transformers
 from drifting_core.evaluation.seeds import NUMBERS
 from drifting_core.evaluation.tables import COLUMNS
@@ -112,7 +112,7 @@ SPACE = (
          '    "registers": _Kind("Dinov2WithRegistersModel", ("dinov2_with_registers",), (0.485, 0.456, 0.406), '
          "(0.229, 0.224, 0.225)),\n"),
     Edit("drifting_core/artifacts/evaluation.py", '{"dinov2": "DINOv2", "clip": "CLIP"', ', "registers": "DINOv2-R"'),
-    Edit("drifting_core/plan.py", '_SPACE_WIDTHS = {"dinov2": 1024, "clip": 768', ', "registers": 1024'),
+    Edit("drifting_core/costs/estimates.py", '_SPACE_WIDTHS = {"dinov2": 1024, "clip": 768', ', "registers": 1024'),
 )  # fmt: skip
 LOOK = """
 import pathlib, torch
@@ -154,7 +154,7 @@ def test_a_feature_space(tmp_path: Path) -> None:
 
 
 def test_a_feature_space_that_is_named_in_one_place_only_is_noticed() -> None:
-    for places in (vision_transformers._KINDS, EvaluationContract.further_spaces, plan._SPACE_WIDTHS):
+    for places in (vision_transformers._KINDS, EvaluationContract.further_spaces, estimates._SPACE_WIDTHS):
         assert set(places) == set(get_args(SpaceKind))
 
 

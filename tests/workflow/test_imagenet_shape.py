@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from drifting_core import config as settings
-from drifting_core import data_plan
 from drifting_core.artifacts import Index, LatentVerification
+from drifting_core.costs import data_preparation
 from drifting_core.data import archives
 from drifting_core.data.index import FILE, ImageReader, read_table, write_tables
 from drifting_core.data.latents import LatentStore
@@ -66,10 +66,10 @@ def test_the_store_holds_every_image(encoded: Encoded) -> None:
 def test_disk_and_inodes_are_what_the_plan_says(encoded: Encoded) -> None:
     """docs/imagenet.md is computed by the same functions."""
     files = [path for path in (encoded.site.folder / "results").rglob("*") if path.is_file()]
-    assert len(files) == data_plan.files(encoded.config)
+    assert len(files) == data_preparation.files(encoded.config)
     stored = sum(path.stat().st_size for path in files if path.suffix == ".h5")
     # Beside the latents: labels, ids, checksums; 20 bytes and more of each image's 256 to 512 here, of 32,768 in ImageNet.
-    assert 1.0 < stored / data_plan.latent_bytes(encoded.config) < 1.15
+    assert 1.0 < stored / data_preparation.latent_bytes(encoded.config) < 1.15
     assert not list((encoded.site.folder / "results").rglob("*.journal"))
 
 

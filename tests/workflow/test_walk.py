@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, TypeAdapter
 
-from drifting_core import artifacts, plan
+from drifting_core import artifacts
 from drifting_core import config as settings
 from drifting_core.artifacts import Artifact, sha256_file
+from drifting_core.costs import estimates
 from drifting_core.heads import live_heads
 from tests.conftest import until
 from tests.workflow.conftest import RECORDS, ROOT, TARGET, Site, Walk
@@ -71,7 +72,7 @@ def descendants(model: type[BaseModel]) -> list[Any]:
 
 def test_the_plan_says_about_how_many_files_there_will_be(walk: Walk) -> None:
     count = sum(1 for path in (walk.site.folder / "results").rglob("*") if path.is_file())
-    assert count <= plan.files(settings.load_file(walk.site.folder / "config.yaml")) <= 2 * count
+    assert count <= estimates.files(settings.load_file(walk.site.folder / "config.yaml")) <= 2 * count
 
 
 def test_every_listed_file_is_as_recorded_and_every_input_is_there(walk: Walk) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from drifting_core.config import Configuration
+from drifting_core.costs.estimates import encoding_rate, hours_of, rate_of
 from drifting_core.faults import Fault
-from drifting_core.plan import encoding_rate, hours_of, rate_of
 from drifting_core.sources import published
 
 GPUS = (1, 8, 64)

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from drifting_core.artifacts import HeldOut
+from drifting_core.artifacts.provenance import ROOT
 from drifting_core.config import Configuration, Encoder
 from drifting_core.faults import Fault
 
-RATES = Path(__file__).resolve().parent.parent / "config" / "rates.yaml"
+RATES = ROOT / "config" / "rates.yaml"
 
 _SPACE_WIDTHS = {"dinov2": 1024, "clip": 768}  # features of the large models (ViT-L/14)
 

@@ -23,7 +23,7 @@ import yaml
 
 from drifting_core import slurm
 from drifting_core.faults import Fault
-from drifting_core.leases import holder_of, lives, name_of, writer_lease
+from drifting_core.jobs.leases import holder_of, lives, name_of, writer_lease
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from drifting_core.artifacts import STUB, publish_text
 from drifting_core.artifacts.identity import operations
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
-from drifting_core.pool import REHEARSAL
+from drifting_core.jobs.pool import REHEARSAL
 
 _STUBS = "STUBS"  # a file in the results root of stub mode
 

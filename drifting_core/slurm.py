@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from drifting_core import programs
 from drifting_core.config import Resources
 from drifting_core.faults import Fault
+from drifting_core.jobs import subprocesses
 
 SITE_VALUES = ("cpu_partition", "gpu_type")  # resources of the profile that the plugin does not know
 
@@ -115,7 +115,7 @@ def keeps_accounts() -> bool:
 
 def ask(*command: str) -> str:
     """What one of SLURM's client programs says. Raises Fault when it fails, or says nothing for a minute."""
-    answer = programs.ask(command, seconds=60)
+    answer = subprocesses.ask(command, seconds=60)
     if answer.failure:
         raise Fault(
             f"{command[0]} failed: {answer.failure}; start where SLURM's programs are (as on a login node) and its "

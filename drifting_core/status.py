@@ -22,9 +22,9 @@ from drifting_core import slurm
 from drifting_core.config import Configuration, load_file
 from drifting_core.faults import Fault
 from drifting_core.heads import LEASE, is_locked, live_heads, live_holder
-from drifting_core.jobs import duration
+from drifting_core.jobs.job import duration
+from drifting_core.jobs.leases import holder_of, name_of
 from drifting_core.layout import mark_of_stubs
-from drifting_core.leases import holder_of, name_of
 
 log = logging.getLogger(__name__)
 

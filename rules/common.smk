@@ -5,7 +5,7 @@ from typing import get_args
 from snakemake.exceptions import WorkflowError
 
 from drifting_core import config as settings
-from drifting_core import pool
+from drifting_core.jobs import pool
 from drifting_core.artifacts import SpaceKind
 from drifting_core.faults import Fault
 from drifting_core.layout import Layout

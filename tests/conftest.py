@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from drifting_core import pool
+from drifting_core.jobs import pool
 
 # Small tensors on shared cores: one thread each is faster than two that wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -27,7 +27,7 @@ def test_an_import_of_a_higher_room_and_a_circle_are_found(tmp_path: Path) -> No
         "data/__init__.py": "",
         "data/tars.py": "def late():\n    from drifting_core.claims import bundle\n",
         "claims/__init__.py": "from drifting_core.claims.bundle import make\n",
-        "claims/bundle.py": "import drifting_core.claims.card\nfrom drifting_core.jobs import run\n",
+        "claims/bundle.py": "import drifting_core.claims.card\nfrom drifting_core.jobs.job import run\n",
         "claims/card.py": "from drifting_core import claims\n",
         "jobs.py": "",
     }

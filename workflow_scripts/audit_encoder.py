@@ -10,8 +10,8 @@ from pathlib import Path
 
 from drifting_core.artifacts.identity import digest
 from drifting_core.config import sections
-from drifting_core.jobs import json_argument, parser, run, start
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.job import json_argument, parser, run, start
+from drifting_core.jobs.leases import writer_lease
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--output", type=Path, required=True, help="audit.json beside the export to be made")
     arguments = start(made, argv)
 
-    from drifting_core.devices import device
+    from drifting_core.jobs.devices import device
     from drifting_core.models.auditing import audit_encoder
 
     encoder = sections(arguments.config, arguments.operations)["encoder"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from drifting_core.artifacts.identity import digest
 from drifting_core.config import Archives, Resources, sections
-from drifting_core.jobs import json_argument, parser, run, start
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.job import json_argument, parser, run, start
+from drifting_core.jobs.leases import writer_lease
 
 SLICE = "JSON of the configuration slice: evaluation.neighbours, evaluation.contract"
 
@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--output", type=Path, required=True, help="neighbours.json to be made")
     arguments = start(made, argv)
 
-    from drifting_core.devices import device
     from drifting_core.evaluation.neighbours import Parts, audit
+    from drifting_core.jobs.devices import device
 
     resources = Resources(**arguments.operations["evaluation"]["resources"])
     place = device(min(resources.gpus, 1), arguments.threads)  # several are for sampling

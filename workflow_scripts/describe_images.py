@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.config import load_file
-from drifting_core.jobs import parser, run, start
+from drifting_core.jobs.job import parser, run, start
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from drifting_core.doctor import examine
 from drifting_core.faults import Fault
-from drifting_core.jobs import parser, run, start, takes_configuration
+from drifting_core.jobs.job import parser, run, start, takes_configuration
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from drifting_core.jobs import parser, run, start
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.job import parser, run, start
+from drifting_core.jobs.leases import writer_lease
 
 
 def main(argv: Sequence[str] | None = None) -> None:

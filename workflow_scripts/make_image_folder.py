@@ -13,8 +13,8 @@ from pathlib import Path
 
 from drifting_core.artifacts.identity import digest
 from drifting_core.config import sections
-from drifting_core.jobs import json_argument, parser, run, start
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.job import json_argument, parser, run, start
+from drifting_core.jobs.leases import writer_lease
 
 
 def main(argv: Sequence[str] | None = None) -> None:

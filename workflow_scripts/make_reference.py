@@ -12,8 +12,8 @@ from pathlib import Path
 
 from drifting_core.artifacts.identity import digest
 from drifting_core.config import sections
-from drifting_core.jobs import json_argument, parser, run, start
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.job import json_argument, parser, run, start
+from drifting_core.jobs.leases import writer_lease
 
 SLICE = "JSON of the configuration slice: data, tokenizer, evaluation.network, evaluation.reference"
 
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--output", type=Path, required=True, help="manifest.json to be made")
     arguments = start(made, argv)
 
-    from drifting_core.devices import device
     from drifting_core.evaluation.reference import make_reference
+    from drifting_core.jobs.devices import device
 
     typed = sections(arguments.config, arguments.operations)
     place = device(typed["evaluation.network"].resources.gpus, arguments.threads)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from drifting_core.config import load_file
 from drifting_core.evaluation import rates
-from drifting_core.jobs import parser, run, start, takes_configuration
+from drifting_core.jobs.job import parser, run, start, takes_configuration
 
 
 def main(argv: Sequence[str] | None = None) -> None:

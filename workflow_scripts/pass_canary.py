@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.evaluation.canary import pass_canary
-from drifting_core.jobs import parser, run, start
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.job import parser, run, start
+from drifting_core.jobs.leases import writer_lease
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from drifting_core.config import load_file
 from drifting_core.costs.data_preparation import table
 from drifting_core.costs.estimates import RATES, read_rates
 from drifting_core.faults import Fault
-from drifting_core.jobs import parser, run, start, takes_configuration
+from drifting_core.jobs.job import parser, run, start, takes_configuration
 from drifting_core.plan_hours import GPUS
 from drifting_core.plan_report import make_plan, page
 

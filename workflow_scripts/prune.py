@@ -14,7 +14,7 @@ from pathlib import Path
 
 from drifting_core.config import load_file
 from drifting_core.faults import Fault
-from drifting_core.jobs import log, parser, run, start
+from drifting_core.jobs.job import log, parser, run, start
 
 
 def main(argv: Sequence[str] | None = None) -> None:

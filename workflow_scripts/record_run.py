@@ -12,7 +12,7 @@ from drifting_core.artifacts import RunRecord
 from drifting_core.artifacts.identity import digest
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import load
-from drifting_core.jobs import json_argument, parser, run, start
+from drifting_core.jobs.job import json_argument, parser, run, start
 from drifting_core.layout import Layout
 
 

@@ -17,7 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from drifting_core.jobs import run
+from drifting_core.jobs.job import run
 from drifting_core.supervision import run_snakemake
 
 

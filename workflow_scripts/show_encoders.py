@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from drifting_core.jobs import parser, run, start
+from drifting_core.jobs.job import parser, run, start
 
 
 def main(argv: Sequence[str] | None = None) -> None:

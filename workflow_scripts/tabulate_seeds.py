@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.evaluation.seeds import write_seeds_table
-from drifting_core.jobs import parser, run, start
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.job import parser, run, start
+from drifting_core.jobs.leases import writer_lease
 
 
 def claim(text: str) -> tuple[int, Path]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from drifting_core.artifacts.identity import digest
 from drifting_core.config import sections
-from drifting_core.devices import in_ranks
-from drifting_core.jobs import StopRequest, json_argument, parser, run, start
+from drifting_core.jobs.devices import in_ranks
+from drifting_core.jobs.job import StopRequest, json_argument, parser, run, start
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from drifting_core import module_graph
 from drifting_core.artifacts import publish_text
 from drifting_core.configuration_reference import architecture_page, imagenet_page, page, schema
-from drifting_core.jobs import parser, run, start
+from drifting_core.jobs.job import parser, run, start
 
 
 def main(argv: Sequence[str] | None = None) -> None:

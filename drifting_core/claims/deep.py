@@ -22,7 +22,7 @@ from drifting_core.claims.sources import Source, Sources
 from drifting_core.claims.verifying import verify_bundle
 from drifting_core.evaluation import rechecking
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 # Numbers from the same features on another machine: relative. Those that go with the distance (errors, residue, interval,
 # extrapolation) are differences or roots of its rounding, and are compared in its units.

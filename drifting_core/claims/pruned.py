@@ -16,8 +16,8 @@ from drifting_core.claims.disk_use import Size, measure
 from drifting_core.claims.keeping import Known, at_work
 from drifting_core.claims.pruning import KINDS, ON_REQUEST, Candidate
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.job import Progress
+from drifting_core.jobs.leases import writer_lease
 
 log = logging.getLogger(__name__)
 

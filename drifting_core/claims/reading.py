@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from drifting_core.artifacts import Metrics, Recommendation
 from drifting_core.config import Configuration, load_file
 from drifting_core.faults import Fault
-from drifting_core.leases import holder_of, lives
+from drifting_core.jobs.leases import holder_of, lives
 
 if TYPE_CHECKING:
     from drifting_core.models.generator import Generator

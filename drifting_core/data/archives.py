@@ -25,7 +25,7 @@ from drifting_core.artifacts import ArchiveCheck, Archives
 from drifting_core.data.listing import Found, Listing, Split, Table, counts_of, few, require_counts, require_unique
 from drifting_core.data.tars import BLOCK, PAGE, MappedTar, Member, mapped
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 from drifting_core.sources import published
 
 log = logging.getLogger(__name__)

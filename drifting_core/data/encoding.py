@@ -23,7 +23,7 @@ from drifting_core.data.journal import Journal
 from drifting_core.data.latents import require_few_rejects, write_shard
 from drifting_core.data.listing import images_of
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 log = logging.getLogger(__name__)
 

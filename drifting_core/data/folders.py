@@ -13,7 +13,7 @@ from drifting_core.artifacts import ArchiveCheck, Archives
 from drifting_core.data.listing import Found, Listing, Split, Table, few, require_counts
 from drifting_core.data.tars import Member
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 

@@ -15,7 +15,7 @@ from drifting_core.artifacts.provenance import code_version
 from drifting_core.data.index import ImageReader
 from drifting_core.data.listing import require_unique
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 META = "meta.bin"
 

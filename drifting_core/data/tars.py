@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 BLOCK = 512
 PAGE = 4096

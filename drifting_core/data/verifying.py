@@ -18,7 +18,7 @@ from drifting_core.data.index import FILE, read_table
 from drifting_core.data.latents import damaged, open_shard
 from drifting_core.data.listing import Table, images_of
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 log = logging.getLogger(__name__)
 

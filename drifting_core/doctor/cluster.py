@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from drifting_core.doctor.profile import Ask
-from drifting_core.jobs import slurm_seconds
+from drifting_core.jobs.job import slurm_seconds
 
 
 def commands(user: str) -> dict[str, list[str]]:

@@ -10,8 +10,8 @@ from drifting_core.config import Configuration
 from drifting_core.costs import estimates
 from drifting_core.doctor import storage
 from drifting_core.doctor.findings import ANSWER_SECONDS, Finding
+from drifting_core.jobs.subprocesses import ask
 from drifting_core.layout import Layout
-from drifting_core.programs import ask
 
 _MOUNTS = Path("/proc/self/mountinfo")
 

@@ -10,7 +10,7 @@ import psutil
 from drifting_core.doctor.findings import Finding
 from drifting_core.doctor.profile import Ask, Profile
 from drifting_core.faults import Fault
-from drifting_core.pool import devices, installed
+from drifting_core.jobs.pool import devices, installed
 
 
 def check_gpus(asked: list[Ask], named: Sequence[str | int], profile: Profile) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ from drifting_core.doctor import cluster
 from drifting_core.doctor.cluster import Partition
 from drifting_core.doctor.findings import ANSWER_SECONDS, Finding
 from drifting_core.doctor.profile import Ask, Profile
-from drifting_core.programs import Answer, ask_all
+from drifting_core.jobs.subprocesses import Answer, ask_all
 
 
 def check_slurm(asked: list[Ask], profile: Profile) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from drifting_core.programs import ask
+from drifting_core.jobs.subprocesses import ask
 
 NETWORK = {
     "nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph-fuse", "cifs", "smb3", "afs", "panfs", "pvfs2", "wekafs",

@@ -25,7 +25,7 @@ from torch.nn.functional import mse_loss
 
 from drifting_core.data import draws
 from drifting_core.drift.field import drift_field, mean_shift
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 DataSet = Literal["swiss_roll", "checkerboard"]
 Force = Literal["drift", "attraction_only"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from drifting_core.config import Classifier
 from drifting_core.data import draws
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 _WEIGHT_DECAY = 0.05
 

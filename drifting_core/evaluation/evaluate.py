@@ -24,7 +24,7 @@ from drifting_core.evaluation.measuring import FEATURES, Features, measure, writ
 from drifting_core.evaluation.networks import Network, load_network, predictions
 from drifting_core.evaluation.reference import read_cache, read_statistics
 from drifting_core.evaluation.sampler import read_samples
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 from drifting_core.models.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ from drifting_core.evaluation.evaluate import open_tokenizer, pixels
 from drifting_core.evaluation.grid import grid_picture, grid_samples
 from drifting_core.evaluation.sampler import read_samples
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 from drifting_core.models.tokenizer import Tokenizer
 
 Format = Literal["png", "jpeg", "tar", "npz", "sheet"]

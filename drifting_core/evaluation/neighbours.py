@@ -52,7 +52,7 @@ from drifting_core.evaluation.reference import (
 from drifting_core.evaluation.sampler import read_samples
 from drifting_core.evaluation.search import Nearest, nearest
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 log = logging.getLogger(__name__)
 

@@ -41,7 +41,7 @@ from drifting_core.evaluation.contract import MANIFOLD, STATISTICS
 from drifting_core.evaluation.networks import Network, load_network, predictions
 from drifting_core.evaluation.statistics import Moments, frechet_distance, mean_covariance
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from drifting_core.config import Precision, Sampling
 from drifting_core.data.index import labels_of
 from drifting_core.data.journal import Journal, Record, read_records
 from drifting_core.faults import Fault, Stopped
-from drifting_core.jobs import Progress, StopRequest
+from drifting_core.jobs.job import Progress, StopRequest
 from drifting_core.models.exports import WEIGHTS, load_generator, read_export
 from drifting_core.models.generator import Generator, sample_inputs
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from drifting_core.data import draws
 from drifting_core.evaluation.statistics import Array, Moments, covariance_root, moments_of, quick_frechet
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 
 NORMAL_95 = 1.96  # half of a 95% interval, in standard errors
 

@@ -17,7 +17,7 @@ from drifting_core.artifacts.provenance import code_version
 from drifting_core.data import draws
 from drifting_core.data.latents import LatentStore
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 from drifting_core.models.exports import AUTOENCODER, WEIGHTS, load_encoder, read_export, read_weights
 from drifting_core.models.importing import undescribed
 from drifting_core.models.mae import LatentEncoder, MaskedAutoencoder

@@ -19,7 +19,7 @@ from drifting_core.data import draws
 from drifting_core.data.images import centre_crops
 from drifting_core.data.index import ImageReader
 from drifting_core.faults import Fault
-from drifting_core.jobs import Progress
+from drifting_core.jobs.job import Progress
 from drifting_core.models.tokenizer import CONFIG, WEIGHTS, Autoencoder, Tokenizer, load, normalised
 from drifting_core.sources.fetching import fetched_folder
 

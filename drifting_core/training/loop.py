@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from drifting_core.artifacts import publish, publish_text
-from drifting_core.devices import memory_megabytes
 from drifting_core.faults import Fault, Stopped
-from drifting_core.jobs import Progress, StopRequest
+from drifting_core.jobs.devices import memory_megabytes
+from drifting_core.jobs.job import Progress, StopRequest
 from drifting_core.training.parallel import ALONE, Ranks, own_part, part_like, whole_of
 from drifting_core.training.state import StateFolder
 

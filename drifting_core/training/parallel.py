@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from drifting_core.devices import Place
 from drifting_core.faults import Fault
+from drifting_core.jobs.devices import Place
 
 Value = TypeVar("Value")
 Kind = Literal["ddp", "fsdp"]

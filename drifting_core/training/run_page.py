@@ -16,7 +16,7 @@ from drifting_core.artifacts import LatentContract, Metrics, RunRecord, publish_
 from drifting_core.artifacts.identity import Section, identity
 from drifting_core.config import load_file
 from drifting_core.faults import Fault
-from drifting_core.pool import granted_by_slurm
+from drifting_core.jobs.pool import granted_by_slurm
 from drifting_core.training.records import last_metrics
 
 PAGE = "RUN.md"

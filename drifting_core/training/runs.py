@@ -16,9 +16,9 @@ from drifting_core.artifacts import EncoderTrained, LatentVerification, hashes
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.costs import estimates
 from drifting_core.data.latents import LatentStore, Residency
-from drifting_core.devices import device, peak_flops, place
 from drifting_core.faults import Fault
-from drifting_core.jobs import StopRequest
+from drifting_core.jobs.devices import device, peak_flops, place
+from drifting_core.jobs.job import StopRequest
 from drifting_core.models.auditing import require_audited
 from drifting_core.models.exports import load_encoder, write_export
 from drifting_core.models.warm_start import WarmStart

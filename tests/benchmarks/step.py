@@ -3,7 +3,8 @@
     python -m tests.benchmarks.step --configfile config/ablation.yaml --micro-batches 8
 
 Multiply-adds are those of drifting_core/costs/estimates.py. "Model" utilisation counts what one pass needs; "hardware"
-utilisation counts the second forward pass of micro-batches, too. On a CPU the peak is what one large matrix product reaches here.
+utilisation counts the second forward pass of micro-batches, too. On a CPU the peak is what one large matrix product
+reaches here.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import torch
 
 from drifting_core import config as settings
 from drifting_core.costs import estimates
-from drifting_core.devices import device, peak_flops
 from drifting_core.drift.objective import DriftObjective
 from drifting_core.evaluation.rates import drift_training, random_store, seconds_of_step
+from drifting_core.jobs.devices import device, peak_flops
 from drifting_core.training import generator
 from drifting_core.training.generator import DriftTraining
 from drifting_core.training.state import StateFolder

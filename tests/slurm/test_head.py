@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from drifting_core.config import load_file
-from drifting_core.leases import holder_of
+from drifting_core.jobs.leases import holder_of
 from tests.conftest import until
 from tests.slurm.conftest import SlurmSite
 from tests.workflow.conftest import ROOT

@@ -19,7 +19,7 @@ SNAKEFILE = """
 import json, sys
 from drifting_core import config as settings
 from drifting_core.slurm import requested_ranks
-from drifting_core.pool import REHEARSAL
+from drifting_core.jobs.pool import REHEARSAL
 
 os.environ[REHEARSAL] = "1"
 CASES = {cases}

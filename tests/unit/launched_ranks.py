@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drifting_core.config import Resources
-from drifting_core.devices import device, in_ranks, place
-from drifting_core.jobs import StopRequest, parser, run, start
+from drifting_core.jobs.devices import device, in_ranks, place
+from drifting_core.jobs.job import StopRequest, parser, run, start
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from drifting_core import devices, jobs, pool
 from drifting_core.config import Resources
 from drifting_core.faults import Fault
-from drifting_core.jobs import StopRequest
+from drifting_core.jobs import devices, job, pool
+from drifting_core.jobs.job import StopRequest
 from tests.unit.training_jobs import make_site
 
 # `srun --ntasks=N ... COMMAND` as SLURM runs it on one node, without SLURM.
@@ -63,7 +63,7 @@ def test_in_a_rehearsal_gpus_are_granted_and_the_cpu_computes(
 
 
 def test_another_number_of_ranks_than_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in ((jobs.RANK, "0"), (jobs.SIZE, "2"), ("DRIFTING_PORT", "1")):
+    for name, value in ((job.RANK, "0"), (job.SIZE, "2"), ("DRIFTING_PORT", "1")):
         monkeypatch.setenv(name, value)
     assert devices.place(2) is not None
     with pytest.raises(Fault, match="world size 2, but the plan .* says 4"):
@@ -96,7 +96,7 @@ def test_srun_starts_the_ranks_where_slurm_gave_the_job(tmp_path: Path, demo_val
     ("2-03:04:05", 183845), ("3:04:05", 11045), ("10:00", 600), ("0:00", 0), ("UNLIMITED", None), ("", None),
 ])  # fmt: skip
 def test_what_slurm_says_is_left(text: str, seconds: float | None) -> None:
-    assert jobs.slurm_seconds(text) == seconds
+    assert job.slurm_seconds(text) == seconds
 
 
 def test_the_end_of_a_slurm_job_is_a_deadline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from drifting_core.doctor import cluster, disk, machine, outside, slurm, softwar
 from drifting_core.doctor.findings import Finding, gather
 from drifting_core.doctor.profile import Ask, Profile, asks, read_profile
 from drifting_core.faults import Fault
-from drifting_core.programs import Answer, ask
+from drifting_core.jobs.subprocesses import Answer, ask
 from drifting_core.sources.published import File
 from drifting_core.staging import Need
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from drifting_core import heads, leases, slurm
+from drifting_core import heads, slurm
 from drifting_core.faults import Fault
 from drifting_core.heads import read_start
+from drifting_core.jobs import leases
 from tests.conftest import ROOT, until
 
 RUN = """

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from drifting_core.faults import Fault
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.leases import writer_lease
 from tests.conftest import until
 
-HOLD = "import sys, time; from pathlib import Path; from drifting_core.leases import writer_lease\n"
+HOLD = "import sys, time; from pathlib import Path; from drifting_core.jobs.leases import writer_lease\n"
 HOLD += "with writer_lease(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(float(sys.argv[2]))\n"
 
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from drifting_core import config as settings
-from drifting_core import devices, pool
 from drifting_core.faults import Fault
-from drifting_core.pool import leases
+from drifting_core.jobs import devices, pool
+from drifting_core.jobs.pool import leases
 from tests.conftest import ROOT
 from tests.unit import test_ranks
 from tests.unit.training_samples import write_store
@@ -26,8 +26,8 @@ from tests.unit.training_samples import write_store
 # A job that takes so many devices, prints which it got, and keeps them for a minute. It waits for half of that.
 JOB = """
 import logging, os, sys, time
-from drifting_core.jobs import StopRequest, run
-from drifting_core.pool import take
+from drifting_core.jobs.job import StopRequest, run
+from drifting_core.jobs.pool import take
 def main(argv):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     take(int(sys.argv[1]), StopRequest(30))
@@ -161,8 +161,8 @@ RANKS = """
 import sys, time
 from pathlib import Path
 from drifting_core.config import Resources
-from drifting_core.devices import in_ranks
-from drifting_core.jobs import StopRequest
+from drifting_core.jobs.devices import in_ranks
+from drifting_core.jobs.job import StopRequest
 in_ranks(lambda: time.sleep(60), Resources(gpus=2), Path(sys.argv[1]), StopRequest())
 """
 

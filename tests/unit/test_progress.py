@@ -21,14 +21,14 @@ JOB = f"""
 import logging
 import sys
 import time
-from drifting_core import jobs
+from drifting_core.jobs import job
 from drifting_core.faults import Stopped
 
 def main(argv):
-    made = jobs.parser("a job")
+    made = job.parser("a job")
     made.add_argument("--stop-at", type=int)
-    arguments = jobs.start(made, argv)
-    progress = jobs.Progress("generator", {STEPS}, done=1)
+    arguments = job.start(made, argv)
+    progress = job.Progress("generator", {STEPS}, done=1)
     for step in range(1, {STEPS}):
         time.sleep(0.05)
         if step == arguments.stop_at:
@@ -37,8 +37,8 @@ def main(argv):
             logging.getLogger("drifting_core.training").warning("something was odd")
         progress.advance(note=f"loss {{step}}")
 
-jobs._LINE_SECONDS = 0.0
-raise SystemExit(jobs.run(main, sys.argv[1:]))
+job._LINE_SECONDS = 0.0
+raise SystemExit(job.run(main, sys.argv[1:]))
 """
 LAST = rf"generator: {STEPS} of {STEPS} steps, [0-9.]+ a second, in 0:00, loss {STEPS - 1}"
 
@@ -105,12 +105,12 @@ def test_in_a_batch_log_there_are_lines() -> None:
 
 
 def test_lines_are_half_a_minute_apart(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from drifting_core import jobs
+    from drifting_core.jobs import job
 
     clock = iter(float(second) for second in range(1000))
-    monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
     with caplog.at_level("INFO", logger="drifting"):
-        progress = jobs.Progress("generator", 100)
+        progress = job.Progress("generator", 100)
         for _ in range(100):
             progress.advance()
     said = [int(line.split()[1]) for line in caplog.messages]
@@ -120,7 +120,7 @@ def test_lines_are_half_a_minute_apart(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 
 def test_the_last_line_comes_once(caplog: pytest.LogCaptureFixture) -> None:
-    from drifting_core.jobs import Progress
+    from drifting_core.jobs.job import Progress
 
     with caplog.at_level("INFO", logger="drifting"):
         progress = Progress("MD5", 2)
@@ -131,13 +131,13 @@ def test_the_last_line_comes_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_short_part_says_nothing_at_its_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    from drifting_core import jobs
+    from drifting_core.jobs import job
 
     clock = iter(float(second) for second in range(1000))
-    monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(job.time, "monotonic", lambda: next(clock))
     with caplog.at_level("INFO", logger="drifting"):
         for steps in (20, 40):
-            progress = jobs.Progress("bootstrap", steps, part=True)
+            progress = job.Progress("bootstrap", steps, part=True)
             for _ in range(steps):
                 progress.advance()
     assert [line.split()[1] for line in caplog.messages] == ["30", "40"]
@@ -149,7 +149,7 @@ def test_a_reader_that_wants_no_more_is_no_error_but_another_broken_pipe_is() ->
         ("print('x' * 10**6, flush=True)", ""),
         ("raise BrokenPipeError('of a worker')", "BrokenPipeError: of a worker"),
     ):
-        script = f"from drifting_core import jobs\ndef main(argv):\n    {work}\nraise SystemExit(jobs.run(main, []))"
+        script = f"from drifting_core.jobs import job\ndef main(argv):\n    {work}\nraise SystemExit(job.run(main, []))"
         with subprocess.Popen(
             [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:

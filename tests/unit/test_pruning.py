@@ -18,8 +18,8 @@ from drifting_core.claims import pruned, pruning
 from drifting_core.claims.disk_use import measure
 from drifting_core.claims.keeping import KeepList, Known
 from drifting_core.faults import Fault
-from drifting_core.jobs import run as run_script
-from drifting_core.leases import writer_lease
+from drifting_core.jobs.job import run as run_script
+from drifting_core.jobs.leases import writer_lease
 from tests.unit.evaluation_samples import MADE
 from tests.unit.run_samples import configured, write, write_claim, write_evaluation, write_run, write_state
 from tests.unit.test_leases import hold
@@ -291,7 +291,7 @@ def contents(results: Path) -> set[str]:
 
 def test_the_lease_is_taken_while_something_goes(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(going: pruning.Candidate) -> None:
-        code = "import sys; from pathlib import Path; from drifting_core.leases import writer_lease\n"
+        code = "import sys; from pathlib import Path; from drifting_core.jobs.leases import writer_lease\n"
         code += "with writer_lease(Path(sys.argv[1])): pass"
         done = subprocess.run([sys.executable, "-c", code, going.leases[0]], capture_output=True, text=True)
         assert f"process {os.getpid()}" in done.stderr

@@ -80,7 +80,8 @@ def test_a_changed_byte_of_the_code_is_another_codebase(root: Path, tmp_path: Pa
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     copied = provenance.codebase()
     assert (copied.commit, copied.changes) == (None, None), "works without git"
-    assert {"Snakefile", "rules/common.smk", "drifting_core/jobs.py", "workflow_scripts/plan.py"} <= copied.sources.keys()
+    assert {"Snakefile", "rules/common.smk", "drifting_core/jobs/job.py"} <= copied.sources.keys()
+    assert "workflow_scripts/plan.py" in copied.sources
     assert not any("__pycache__" in name for name in copied.sources)
     (tmp_path / "drifting_core/__pycache__").mkdir()
     (tmp_path / "drifting_core/__pycache__/jobs.cpython-311.pyc").write_bytes(b"compiled")

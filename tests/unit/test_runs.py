@@ -14,7 +14,7 @@ from drifting_core import artifacts
 from drifting_core.claims import comparing
 from drifting_core.claims.reading import Run
 from drifting_core.faults import Fault
-from drifting_core.jobs import run as run_script
+from drifting_core.jobs.job import run as run_script
 from drifting_core.models.exports import write_export
 from drifting_core.models.generator import Generator
 from tests.unit.run_samples import configured, write, write_claim, write_evaluation, write_run

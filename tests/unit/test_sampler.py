@@ -20,7 +20,7 @@ from drifting_core.artifacts.identity import digest
 from drifting_core.config import Sampling
 from drifting_core.evaluation import sampler
 from drifting_core.faults import CALL_AGAIN, Fault, Stopped
-from drifting_core.jobs import RANK
+from drifting_core.jobs.job import RANK
 from drifting_core.models.exports import write_export
 from drifting_core.models.generator import Generator
 from tests.conftest import until

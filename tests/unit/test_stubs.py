@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from drifting_core import artifacts, config, pool
+from drifting_core import artifacts, config
 from drifting_core.artifacts import STUB, Artifact, PackedImages
 from drifting_core.faults import Fault
+from drifting_core.jobs import pool
+from drifting_core.jobs.stubs import REAL, STUBS, make_stub, smallest
 from drifting_core.layout import Layout
-from drifting_core.stubs import REAL, STUBS, make_stub, smallest
 
 
 def test_every_rules_script_is_known(root: Path) -> None:
@@ -24,7 +25,9 @@ def test_every_rules_script_is_known(root: Path) -> None:
 
 
 def test_a_script_that_is_not_known_is_said(tmp_path: Path) -> None:
-    with pytest.raises(Fault, match=r"does not know what new_stage.py writes; add it to STUBS in drifting_core/stubs.py"):
+    with pytest.raises(
+        Fault, match=r"does not know what new_stage.py writes; add it to STUBS in drifting_core/jobs/stubs.py"
+    ):
         make_stub("new_stage", Namespace(output=tmp_path / "x.json"))
 
 

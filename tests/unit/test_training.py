@@ -16,7 +16,7 @@ from torch import Tensor
 from drifting_core import config as settings
 from drifting_core.data.latents import LatentStore
 from drifting_core.faults import Fault, Stopped
-from drifting_core.jobs import StopRequest
+from drifting_core.jobs.job import StopRequest
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.training.generator import DriftTraining
 from drifting_core.training.loop import MetricsFile, NotFinite, Optimisation, Trainee, train

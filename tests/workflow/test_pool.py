@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from drifting_core import pool
+from drifting_core.jobs import pool
 from tests.workflow.conftest import ROOT, TARGET, Site
 
 pytestmark = pytest.mark.workflow
@@ -37,7 +37,7 @@ rule two:
 JOB = """
 import json, os, signal, sys, time
 from pathlib import Path
-from drifting_core.pool import take
+from drifting_core.jobs.pool import take
 
 began, output = time.monotonic(), Path(sys.argv[2])
 take(int(sys.argv[1]))

@@ -13,7 +13,7 @@ import pytest
 from drifting_core.artifacts import STUB, Bundle
 from drifting_core.config import load_file
 from drifting_core.faults import Fault
-from drifting_core.stubs import read_any
+from drifting_core.jobs.stubs import read_any
 from tests.workflow.conftest import ROOT, STUB_TARGET, TARGET, Site, jobs_in
 
 pytestmark = pytest.mark.workflow

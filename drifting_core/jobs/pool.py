@@ -25,8 +25,8 @@ from typing import Any, TextIO
 from drifting_core.artifacts.identity import operations
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault, Stopped
-from drifting_core.jobs import RANK, StopRequest
-from drifting_core.programs import ask
+from drifting_core.jobs.job import RANK, StopRequest
+from drifting_core.jobs.subprocesses import ask
 
 log = logging.getLogger(__name__)
 

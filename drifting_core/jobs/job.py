@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from drifting_core.artifacts import STUB
 from drifting_core.faults import CALL_AGAIN, Fault, Stopped
-from drifting_core.stubs import REAL, make_stub
+from drifting_core.jobs.stubs import REAL, make_stub
 
 log = logging.getLogger("drifting")
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from drifting_core.costs.estimates import read_rates
 from drifting_core.faults import CALL_AGAIN, Fault, Stopped
-from drifting_core.jobs import RANK, SIZE, SRUN, StopRequest, peak_megabytes
-from drifting_core.leases import writer_lease
-from drifting_core.pool import REHEARSAL, granted_by_slurm, take
+from drifting_core.jobs.job import RANK, SIZE, SRUN, StopRequest, peak_megabytes
+from drifting_core.jobs.leases import writer_lease
+from drifting_core.jobs.pool import REHEARSAL, granted_by_slurm, take
 
 if TYPE_CHECKING:
     import torch

@@ -65,7 +65,7 @@ class Stub(NamedTuple):
 def make_stub(script: str, arguments: Namespace) -> None:
     """Write what `script` promises with these arguments. Raises Fault where no stub is known, or an input is not valid."""
     if script not in STUBS:
-        raise Fault(f"stub mode does not know what {script}.py writes; add it to STUBS in drifting_core/stubs.py")
+        raise Fault(f"stub mode does not know what {script}.py writes; add it to STUBS in drifting_core/jobs/stubs.py")
     given = list(_given(arguments))
     how = getattr(arguments, "operations", {})
     job = Job(arguments, given, {role: read_any(path) for role, path in given}, sections(_slice(arguments), how))

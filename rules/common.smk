@@ -1,4 +1,4 @@
-# Paths and resources; everything is decided in drifting_core/layout.py.
+# Paths and resources; everything is decided in drifting_core/workflow/layout.py.
 import signal
 from typing import get_args
 
@@ -8,8 +8,13 @@ from drifting_core import config as settings
 from drifting_core.jobs import pool
 from drifting_core.artifacts import SpaceKind
 from drifting_core.faults import Fault
-from drifting_core.layout import Layout
-from drifting_core.slurm import SITE_VALUES, one_device, requested, requested_ranks
+from drifting_core.workflow.layout import Layout
+from drifting_core.workflow.slurm import (
+    SITE_VALUES,
+    one_device,
+    requested,
+    requested_ranks,
+)
 
 # A signal sent to the process group is for the jobs, which commit and stop; Snakemake itself must survive it.
 signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -13,7 +13,7 @@ from drifting_core.artifacts.identity import digest
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import load
 from drifting_core.jobs.job import json_argument, parser, run, start
-from drifting_core.layout import Layout
+from drifting_core.workflow.layout import Layout
 
 
 def main(argv: Sequence[str] | None = None) -> None:

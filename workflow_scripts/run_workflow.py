@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 
 from drifting_core.jobs.job import run
-from drifting_core.supervision import run_snakemake
+from drifting_core.workflow.supervision import run_snakemake
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,8 +13,8 @@ from drifting_core.claims.verifying import verify_bundle
 from drifting_core.config import load_file
 from drifting_core.faults import Fault
 from drifting_core.jobs.job import parser, run, start, takes_configuration
-from drifting_core.layout import Layout
-from drifting_core.promises import page
+from drifting_core.workflow.layout import Layout
+from drifting_core.workflow.promises import page
 
 
 def main(argv: Sequence[str] | None = None) -> None:

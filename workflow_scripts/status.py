@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = start(made, argv)
 
-    from drifting_core.status import page
+    from drifting_core.workflow.status import page
 
     print(page(Path.cwd(), arguments.results))
 

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("snakemake", nargs="*", help="arguments of Snakemake and of run_workflow.py, behind --")
     arguments = start(made, argv)
 
-    from drifting_core.controller import LOGS, submit
+    from drifting_core.workflow.controller import LOGS, submit
 
     job = submit(
         ["--profile", arguments.profile, *arguments.snakemake],

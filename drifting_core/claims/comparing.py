@@ -12,7 +12,7 @@ from drifting_core.claims.disk_use import measure
 from drifting_core.claims.reading import Run
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
-from drifting_core.status import in_columns
+from drifting_core.workflow.status import in_columns
 
 log = logging.getLogger(__name__)
 

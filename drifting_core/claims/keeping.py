@@ -17,7 +17,7 @@ from drifting_core.artifacts import Bundle, Recommendation
 from drifting_core.config import Configuration, load_file
 from drifting_core.faults import Fault
 from drifting_core.jobs.leases import holder_of, lives, name_of
-from drifting_core.layout import Layout
+from drifting_core.workflow.layout import Layout
 
 log = logging.getLogger(__name__)
 

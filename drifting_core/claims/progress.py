@@ -17,7 +17,7 @@ from drifting_core.config import load_file
 from drifting_core.evaluation.grid import GRID, grid_samples
 from drifting_core.evaluation.tables import make_table
 from drifting_core.faults import Fault
-from drifting_core.layout import Layout
+from drifting_core.workflow.layout import Layout
 
 METRICS = "metrics.jsonl"
 

@@ -11,7 +11,7 @@ from drifting_core.artifacts import LatentManifest, LatentVerification, hashes
 from drifting_core.config import Configuration
 from drifting_core.data.listing import Split
 from drifting_core.faults import Fault
-from drifting_core.layout import Layout
+from drifting_core.workflow.layout import Layout
 
 What = Literal["archives", "imagefolder"]
 _SPLITS: tuple[Split, ...] = ("train", "val")

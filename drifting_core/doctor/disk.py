@@ -11,7 +11,7 @@ from drifting_core.costs import estimates
 from drifting_core.doctor import storage
 from drifting_core.doctor.findings import ANSWER_SECONDS, Finding
 from drifting_core.jobs.subprocesses import ask
-from drifting_core.layout import Layout
+from drifting_core.workflow.layout import Layout
 
 _MOUNTS = Path("/proc/self/mountinfo")
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from drifting_core import slurm
 from drifting_core.artifacts.provenance import ROOT
 from drifting_core.config import Configuration, Resources
 from drifting_core.faults import Fault
+from drifting_core.workflow import slurm
 
 
 class Ask(NamedTuple):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.workflow
 SNAKEFILE = """
 import json, sys
 from drifting_core import config as settings
-from drifting_core.slurm import requested_ranks
+from drifting_core.workflow.slurm import requested_ranks
 from drifting_core.jobs.pool import REHEARSAL
 
 os.environ[REHEARSAL] = "1"

@@ -18,7 +18,7 @@ from drifting_core.claims import figures, progress
 from drifting_core.claims.bundle import make_bundle
 from drifting_core.claims.verifying import verify_bundle
 from drifting_core.faults import Fault
-from drifting_core.layout import Layout
+from drifting_core.workflow.layout import Layout
 from tests.unit.evaluation_samples import MADE, training_line, write_claim, write_metrics, write_training
 
 RUN = "demo-00000000"

@@ -15,7 +15,7 @@ from drifting_core import config as settings
 from drifting_core.artifacts.identity import Section, digest, identity, operations
 from drifting_core.config import Configuration, load, load_file, sections
 from drifting_core.faults import Fault
-from drifting_core.layout import Layout
+from drifting_core.workflow.layout import Layout
 
 STAGES = ("data", "tokenizer", "network", "reference", "encoder", "run", "bundle")
 PRESETS = ("demo", "smoke", "ablation", "b2", "l2")

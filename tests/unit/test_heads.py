@@ -13,15 +13,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from drifting_core import heads, slurm
 from drifting_core.faults import Fault
-from drifting_core.heads import read_start
 from drifting_core.jobs import leases
+from drifting_core.workflow import heads, slurm
+from drifting_core.workflow.heads import read_start
 from tests.conftest import ROOT, until
 
 RUN = """
 import logging, sys
-from drifting_core import heads, supervision
+from drifting_core.workflow import heads
+from drifting_core.workflow import supervision
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 heads._SECONDS = supervision._LOOKS = 0.1
 sys.exit(supervision.run_snakemake(["--executor", "slurm", *sys.argv[1:]], cancel_jobs={cancel}, silent_minutes={silent}))

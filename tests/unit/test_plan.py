@@ -24,10 +24,10 @@ from drifting_core.doctor.profile import asks, read_profile
 from drifting_core.doctor.storage import Room
 from drifting_core.faults import Fault
 from drifting_core.jobs.subprocesses import Answer
-from drifting_core.layout import Layout
 from drifting_core.plan_disk import Amount, Usage
 from drifting_core.plan_hours import Task
 from drifting_core.plan_jobs import ask_snakemake, dry_run_jobs
+from drifting_core.workflow.layout import Layout
 
 
 def preset(root: Path, name: str, **training: int) -> Configuration:

@@ -8,7 +8,7 @@ import pytest
 
 from drifting_core.config import Resources, load
 from drifting_core.faults import Fault
-from drifting_core.slurm import one_device, requested, requested_ranks
+from drifting_core.workflow.slurm import one_device, requested, requested_ranks
 
 SITE = {"cpu_partition": "cpu", "gpu_type": "h100"}
 

@@ -25,8 +25,8 @@ from drifting_core.evaluation.rechecking import look_again, recompute
 from drifting_core.evaluation.tables import make_table
 from drifting_core.evaluation.vision_transformers import VisionTransformer, resize_bicubic
 from drifting_core.faults import Fault
-from drifting_core.layout import Layout
 from drifting_core.staging import needs
+from drifting_core.workflow.layout import Layout
 from tests.unit.latent_samples import HASH
 from tests.unit.whole_evaluation import CPU, Parts, write_evaluation, write_parts, write_reference
 

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
-from drifting_core import status
 from drifting_core.config import load
-from drifting_core.layout import Layout
+from drifting_core.workflow import status
+from drifting_core.workflow.layout import Layout
 
 STAMP = "%a %b %d %H:%M:%S %Y"
 

@@ -15,7 +15,7 @@ from drifting_core.artifacts import STUB, Artifact, PackedImages
 from drifting_core.faults import Fault
 from drifting_core.jobs import pool
 from drifting_core.jobs.stubs import REAL, STUBS, make_stub, smallest
-from drifting_core.layout import Layout
+from drifting_core.workflow.layout import Layout
 
 
 def test_every_rules_script_is_known(root: Path) -> None:

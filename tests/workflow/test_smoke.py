@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from drifting_core import promises
 from drifting_core.config import load_file
+from drifting_core.workflow import promises
 from tests.workflow.conftest import ROOT, Site, Walk
 
 pytestmark = pytest.mark.workflow

@@ -22,7 +22,7 @@ from drifting_core import artifacts
 from drifting_core import config as settings
 from drifting_core.artifacts import Artifact, sha256_file
 from drifting_core.costs import estimates
-from drifting_core.heads import live_heads
+from drifting_core.workflow.heads import live_heads
 from tests.conftest import until
 from tests.workflow.conftest import RECORDS, ROOT, TARGET, Site, Walk
 

@@ -18,7 +18,7 @@ from drifting_core.artifacts import Artifact
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
 from drifting_core.jobs.job import duration
-from drifting_core.layout import Layout
+from drifting_core.workflow.layout import Layout
 
 
 class Promise(NamedTuple):

@@ -14,12 +14,13 @@ from typing import Any
 
 import submitit
 
-from drifting_core import slurm
+from drifting_core.artifacts.provenance import ROOT
 from drifting_core.faults import Fault
-from drifting_core.heads import read_start, refuse_live_holder
+from drifting_core.workflow import slurm
+from drifting_core.workflow.heads import read_start, refuse_live_holder
 
 LOGS = Path("results/logs/controller")
-_RUN_WORKFLOW = Path(__file__).resolve().parents[1] / "workflow_scripts/run_workflow.py"
+_RUN_WORKFLOW = ROOT / "workflow_scripts/run_workflow.py"
 _TIMES = 10_000  # that it may reach its limit
 
 

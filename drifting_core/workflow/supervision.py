@@ -21,10 +21,10 @@ from types import FrameType
 
 import psutil
 
-from drifting_core import slurm
 from drifting_core.artifacts import publish
 from drifting_core.faults import Fault
-from drifting_core.heads import cancel_left, clear_stale_lock, is_locked, only_head, read_start, settle_jobs
+from drifting_core.workflow import slurm
+from drifting_core.workflow.heads import cancel_left, clear_stale_lock, is_locked, only_head, read_start, settle_jobs
 
 log = logging.getLogger(__name__)
 

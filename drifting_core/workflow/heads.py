@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import psutil
 import yaml
 
-from drifting_core import slurm
 from drifting_core.faults import Fault
 from drifting_core.jobs.leases import holder_of, lives, name_of, writer_lease
+from drifting_core.workflow import slurm
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from drifting_core import slurm
 from drifting_core.config import Configuration, load_file
 from drifting_core.faults import Fault
-from drifting_core.heads import LEASE, is_locked, live_heads, live_holder
 from drifting_core.jobs.job import duration
 from drifting_core.jobs.leases import holder_of, name_of
-from drifting_core.layout import mark_of_stubs
+from drifting_core.workflow import slurm
+from drifting_core.workflow.heads import LEASE, is_locked, live_heads, live_holder
+from drifting_core.workflow.layout import mark_of_stubs
 
 log = logging.getLogger(__name__)
 

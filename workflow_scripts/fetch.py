@@ -16,11 +16,11 @@ from pathlib import Path
 
 from drifting_core.artifacts.identity import digest
 from drifting_core.config import load_file
+from drifting_core.doctor.staging import listing, needs
 from drifting_core.jobs.job import json_argument, parser, run, start, takes_configuration
 from drifting_core.jobs.leases import writer_lease
 from drifting_core.sources.fetching import write_fetched
 from drifting_core.sources.published import Download
-from drifting_core.staging import listing, needs
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from drifting_core.artifacts import sha256_file
 from drifting_core.config import Configuration
 from drifting_core.doctor.findings import Finding
+from drifting_core.doctor.staging import Need, needs
 from drifting_core.jobs.subprocesses import ask
-from drifting_core.staging import Need, needs
 from drifting_core.workflow.layout import Layout
 
 _LIST = "workflow_scripts/fetch.py --list says what belongs where"

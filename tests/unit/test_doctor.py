@@ -22,10 +22,10 @@ from drifting_core.config import Configuration, load_file
 from drifting_core.doctor import cluster, disk, machine, outside, slurm, software, storage
 from drifting_core.doctor.findings import Finding, gather
 from drifting_core.doctor.profile import Ask, Profile, asks, read_profile
+from drifting_core.doctor.staging import Need
 from drifting_core.faults import Fault
 from drifting_core.jobs.subprocesses import Answer, ask
 from drifting_core.sources.published import File
-from drifting_core.staging import Need
 
 PARTITIONS = """\
 gpu|up|2:00:00|gpu:h200:4|16|64000|1|idle

@@ -18,6 +18,7 @@ from drifting_core import config
 from drifting_core.artifacts import Metrics, ReferenceStatistics, sha256_file
 from drifting_core.artifacts.identity import operations
 from drifting_core.data.removing import _require_nothing_to_read
+from drifting_core.doctor.staging import needs
 from drifting_core.evaluation.measuring import FEATURES, read_features
 from drifting_core.evaluation.network_making import make_network
 from drifting_core.evaluation.networks import load_network
@@ -25,7 +26,6 @@ from drifting_core.evaluation.rechecking import look_again, recompute
 from drifting_core.evaluation.tables import make_table
 from drifting_core.evaluation.vision_transformers import VisionTransformer, resize_bicubic
 from drifting_core.faults import Fault
-from drifting_core.staging import needs
 from drifting_core.workflow.layout import Layout
 from tests.unit.latent_samples import HASH
 from tests.unit.whole_evaluation import CPU, Parts, write_evaluation, write_parts, write_reference

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from drifting_core.config import load_file
+from drifting_core.doctor.staging import Need, listing, needs
 from drifting_core.faults import Fault
 from drifting_core.sources import published
-from drifting_core.staging import Need, listing, needs
 
 ARCHIVES = ["data.archives.train", "data.archives.val", "data.archives.devkit"]
 INCEPTION = "evaluation.network.inception_weights"

@@ -17,8 +17,8 @@ from drifting_core.costs.data_preparation import table
 from drifting_core.costs.estimates import RATES, read_rates
 from drifting_core.faults import Fault
 from drifting_core.jobs.job import parser, run, start, takes_configuration
-from drifting_core.plan_hours import GPUS
-from drifting_core.plan_report import make_plan, page
+from drifting_core.planning.hours import GPUS
+from drifting_core.planning.report import make_plan, page
 
 
 def main(argv: Sequence[str] | None = None) -> None:

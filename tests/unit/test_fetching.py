@@ -78,7 +78,8 @@ def test_only_fetch_asks_the_hub_and_it_runs_where_the_head_runs(root: Path) -> 
     assert local
     assert "fetch," in local[1]
     assert f"{fetch} $WORKFLOW_SCRIPTS/fetch.py" in rules["sources.smk"]
-    code = "from pathlib import Path\nfrom drifting_core.config import load_file\nfrom drifting_core.workflow.layout import Layout\n"
+    code = "from pathlib import Path\nfrom drifting_core.config import load_file\n"
+    code += "from drifting_core.workflow.layout import Layout\n"
     code += "Layout(load_file(Path('config/demo.yaml'))).set_environment('.')\n"
     code += "from huggingface_hub import constants; print(constants.HF_HUB_OFFLINE)"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

@@ -14,7 +14,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drifting_core import plan_disk, plan_hours, plan_limits, plan_report
 from drifting_core.artifacts.provenance import ROOT
 from drifting_core.config import Configuration, EncoderFinetune, load_file
 from drifting_core.config import Space as SpaceSection
@@ -24,9 +23,11 @@ from drifting_core.doctor.profile import asks, read_profile
 from drifting_core.doctor.storage import Room
 from drifting_core.faults import Fault
 from drifting_core.jobs.subprocesses import Answer
-from drifting_core.plan_disk import Amount, Usage
-from drifting_core.plan_hours import Task
-from drifting_core.plan_jobs import ask_snakemake, dry_run_jobs
+from drifting_core.planning.disk import Amount, Usage, usage
+from drifting_core.planning.hours import Task, schedule, tasks
+from drifting_core.planning.jobs import ask_snakemake, dry_run_jobs
+from drifting_core.planning.limits import Limits, limits
+from drifting_core.planning.report import make_plan, page
 from drifting_core.workflow.layout import Layout
 
 
@@ -159,7 +160,7 @@ def test_crops_in_the_loop_are_encoded_in_the_trainings_format_and_decoded_besid
 
     def job(**changes: Any) -> Task:
         config = load_file(root / "config/ablation.yaml", [f"encoder={changes}"])
-        [found] = plan_hours.tasks(config, dry_run_jobs(text), {"train_encoder": 8}, rates)
+        [found] = tasks(config, dry_run_jobs(text), {"train_encoder": 8}, rates)
         return found
 
     plain, seen = job(), 30_000 * 8192
@@ -176,7 +177,7 @@ def test_a_reference_takes_as_long_as_its_jpegs_where_they_are_slower(root: Path
     """1.33 million by eight threads, 0.31 h; Inception's 0.19 h on the GPU are beside it."""
     config = load_file(root / "config/ablation.yaml", ["evaluation={network: {resources: {threads: 8}}}"])
     text = f"rule make_reference:\n    output: {Layout(config).folder('reference')}/moments.json\n"
-    [job] = plan_hours.tasks(config, dry_run_jobs(text), {"make_reference": 1}, estimates.read_rates())
+    [job] = tasks(config, dry_run_jobs(text), {"make_reference": 1}, estimates.read_rates())
     assert job.lasts(1) == job.hours == pytest.approx(1_331_167 / (8 * 150) / 3600)
     assert 0 < job.gpu_hours < job.hours
 
@@ -189,7 +190,7 @@ def l2(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """As JSON has it, for a folder that does not exist."""
     folder = tmp_path_factory.mktemp("bare")
     preset = root / "config/l2.yaml"
-    return json.loads(json.dumps(plan_report.make_plan(preset, [], folder, (1, 8, 64), "slurm", 2880)))
+    return json.loads(json.dumps(make_plan(preset, [], folder, (1, 8, 64), "slurm", 2880)))
 
 
 @functools.cache
@@ -200,7 +201,7 @@ def tasks_of(name: str) -> tuple[Configuration, list[Task]]:
     with tempfile.TemporaryDirectory() as folder:
         jobs = ask_snakemake(config, path, [], profile.path.parent, Path(folder)).jobs
     devices = {each.rule: each.gpus * each.nodes for each in asks(config, profile)}
-    return config, plan_hours.tasks(config, jobs, devices, estimates.read_rates())
+    return config, tasks(config, jobs, devices, estimates.read_rates())
 
 
 def test_l2_is_within_the_figures_of_the_protocol(l2: dict[str, Any]) -> None:
@@ -246,7 +247,7 @@ def test_every_figure_names_rates_that_are_in_the_file(l2: dict[str, Any], root:
 
 def test_wall_clock_falls_with_gpus_and_never_below_the_work() -> None:
     _, jobs = tasks_of("ablation")
-    made = [plan_hours.schedule(jobs, gpus) for gpus in (1, 2, 3, 8, 9, 16, 64)]
+    made = [schedule(jobs, gpus) for gpus in (1, 2, 3, 8, 9, 16, 64)]
     work = sum(job.gpu_hours for job in jobs)
     path = max(job.lasts(64) for job in jobs)
     for each, more in itertools.pairwise(made):
@@ -269,7 +270,7 @@ def test_a_schedule_keeps_the_order_and_the_gpus(data: st.DataObject) -> None:
         )
         for place in range(count)
     ]  # fmt: skip
-    one, two, four = (plan_hours.schedule(jobs, gpus).hours for gpus in (1, 2, 4))
+    one, two, four = (schedule(jobs, gpus).hours for gpus in (1, 2, 4))
     assert four <= two <= one
     ends: list[float] = []
     for job in jobs:
@@ -285,7 +286,7 @@ def test_more_gpus_are_left_idle_where_they_would_delay_the_end() -> None:
         Task("rule", "stage", hours, devices, 0.0, needs)
         for hours, devices, needs in ((3.0, 3, ()), (5.0, 1, ()), (5.0, 4, ()), (3.0, 1, (2,)))
     ]
-    assert [plan_hours.schedule(jobs, gpus).hours for gpus in (2, 4)] == [9.0, 9.0]
+    assert [schedule(jobs, gpus).hours for gpus in (2, 4)] == [9.0, 9.0]
 
 
 def test_finished_jobs_cost_nothing() -> None:
@@ -297,13 +298,13 @@ def test_finished_jobs_cost_nothing() -> None:
             ("evaluate", "s/manifest.json", "m/metrics.json"),
         )
     )
-    rest = plan_hours.tasks(config, dry_run_jobs(text), {"sample": 1, "evaluate": 1}, estimates.read_rates())
+    rest = tasks(config, dry_run_jobs(text), {"sample": 1, "evaluate": 1}, estimates.read_rates())
     assert [job.needs for job in rest] == [(), (0,)]
     assert 0 < sum(job.gpu_hours for job in rest) < 1e-3 * sum(job.gpu_hours for job in jobs)
-    [short] = [plan_hours.schedule(rest, 8)]
+    [short] = [schedule(rest, 8)]
     assert short.hours == pytest.approx(sum(job.gpu_hours for job in rest))
     assert set(short.waits) == {"evaluation"}
-    assert plan_hours.schedule([], 8).hours == 0
+    assert schedule([], 8).hours == 0
 
 
 def test_reasons_are_snakemakes_own() -> None:
@@ -334,9 +335,9 @@ def refusals(root: Path, tmp_path: Path, *changes: str, minutes: float = 2880, *
     devices = {each.rule: each.gpus * each.nodes for each in asked}
     text = "rule train_encoder:\n    output: results/encoders/mae_w256-00000000/trained.json\n"
     text += f"rule train_generator:\n    output: exports/step_{config.training.steps}/metadata.json\n"
-    jobs = plan_hours.tasks(config, dry_run_jobs(text), devices, estimates.read_rates())
+    jobs = tasks(config, dry_run_jobs(text), devices, estimates.read_rates())
     disk = Usage(str(tmp_path), ("results",), 1e15, Room(1e15, None), Amount(0, 0), Amount(6e10, 602), 9e10)
-    found = plan_limits.limits(config, asked, jobs, [disk._replace(**usage)], profile, minutes)
+    found = limits(config, asked, jobs, [disk._replace(**usage)], profile, minutes)
     return found.refusals, found.warnings
 
 
@@ -386,12 +387,10 @@ def test_partitions_are_what_sinfo_says(root: Path) -> None:
     config, profile = load_file(root / "config/ablation.yaml"), read_profile("slurm")
     asked = asks(config, profile)
     devices = {each.rule: each.gpus * each.nodes for each in asked}
-    jobs = plan_hours.tasks(
-        config, dry_run_jobs("rule train_encoder:\n    output: a/trained.json\n"), devices, estimates.read_rates()
-    )
+    jobs = tasks(config, dry_run_jobs("rule train_encoder:\n    output: a/trained.json\n"), devices, estimates.read_rates())
 
-    def said(line: str) -> plan_limits.Limits:
-        return plan_limits.limits(config, asked, jobs, [], profile, Answer(0, line))
+    def said(line: str) -> Limits:
+        return limits(config, asked, jobs, [], profile, Answer(0, line))
 
     assert said("gpu*|up|2-00:00:00|gpu:h200:8|128|512000|1|idle").refusals == []
     found = said("gpu*|up|1-00:00:00|gpu:h200:4|128|512000|1|idle")
@@ -399,7 +398,7 @@ def test_partitions_are_what_sinfo_says(root: Path) -> None:
     assert "encoder.resources: gpu has at most 1440 minutes, not 2880, at most 4 GPUs a node, not 8" in refusal
     assert found.source == "sinfo: gpu 1440 minutes"
     assert "no partition gpu" in said("cpu*|up|infinite|(null)|8|32000|1|idle").refusals[0]
-    absent = plan_limits.limits(config, asked, jobs, [], profile, Answer(None, error="sinfo is not on PATH"))
+    absent = limits(config, asked, jobs, [], profile, Answer(None, error="sinfo is not on PATH"))
     assert absent.refusals == []
     assert "not known (sinfo: sinfo is not on PATH)" in absent.source
     assert "give --partition-limit MINUTES" in absent.warnings[0]
@@ -443,14 +442,14 @@ def test_what_is_there_is_not_added_again(root: Path, tmp_path: Path) -> None:
     config = load_file(root / "config/ablation.yaml")
     encoder = Layout(config).folder("encoder")
     jobs = dry_run_jobs(f"rule train_encoder:\n    output: {encoder}/trained.json\n")
-    [before, *_] = plan_disk.usage(config, jobs, tmp_path)
+    [before, *_] = usage(config, jobs, tmp_path)
     (tmp_path / encoder).mkdir(parents=True)
     (tmp_path / encoder / "state").write_bytes(b"0" * 1_000_000)
-    [after, *_] = plan_disk.usage(config, jobs, tmp_path)
+    [after, *_] = usage(config, jobs, tmp_path)
     assert before.adds.bytes - after.adds.bytes == 1_000_000 == after.there.bytes
     assert before.adds.files - after.adds.files == 1 == after.there.files
     assert before.adds.bytes == pytest.approx(16.81e9, rel=1e-3)
-    [nothing, *_] = plan_disk.usage(config, [], tmp_path)
+    [nothing, *_] = usage(config, [], tmp_path)
     assert (nothing.adds, nothing.peak) == ((0, 0), 0)
 
 
@@ -475,7 +474,7 @@ def test_presets_depart_from_table_8_where_the_protocol_says(root: Path) -> None
 
 
 def test_the_page_fits_and_says_what_json_says(l2: dict[str, Any]) -> None:
-    text = plan_report.page(l2)
+    text = page(l2)
     place = l2["disk"]["systems"][0]["place"]
     lines = [line.replace(place, "results") for line in text.splitlines() if "snakemake -n" not in line]
     assert max(map(len, lines)) <= 120
@@ -485,8 +484,8 @@ def test_the_page_fits_and_says_what_json_says(l2: dict[str, Any]) -> None:
 
 
 def test_the_demo_takes_no_gpu_and_is_no_column_of_table_8(root: Path, tmp_path: Path) -> None:
-    found = plan_report.make_plan(root / "config/demo.yaml", [], tmp_path, (1, 8), "local", None)
-    text = plan_report.page(found)
+    found = make_plan(root / "config/demo.yaml", [], tmp_path, (1, 8), "local", None)
+    text = page(found)
     assert "asks for no GPU" in text
     assert "none of its columns is meant" in text
     assert "hours of wall-clock" not in text

@@ -13,13 +13,13 @@ import yaml
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
-from drifting_core import plan_report
 from drifting_core.config import load_file
 from drifting_core.costs import estimates
 from drifting_core.evaluation import rates
 from drifting_core.evaluation.inception import InceptionV3
 from drifting_core.faults import Fault
 from drifting_core.models.mae import LatentEncoder
+from drifting_core.planning import report
 from drifting_core.training.mae import encoder_architecture
 from workflow_scripts import measure_rates
 
@@ -96,7 +96,7 @@ def test_measured_rates_stand_in_the_shipped_ones_places(
         assert re.fullmatch(r"measured: CPU \(.*\), torch [^,]+, float32, .*: \S+ s each, \d{4}-\d\d-\d\d", source)
     assert measured["device"].startswith("one CPU")
 
-    made = plan_report.make_plan(quick, [], tmp_path, (1,), "local", None, output)
+    made = report.make_plan(quick, [], tmp_path, (1,), "local", None, output)
     assert (made["rates"]["file"], made["rates"]["hardware"]) == (str(output), measured["device"])
 
 

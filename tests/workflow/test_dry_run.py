@@ -16,7 +16,7 @@ import pytest
 
 from drifting_core.config import load_file
 from drifting_core.doctor.profile import asks, read_profile
-from drifting_core.plan_report import make_plan
+from drifting_core.planning.report import make_plan
 from tests.workflow.conftest import ROOT, TARGET, Site, Walk
 
 pytestmark = pytest.mark.workflow

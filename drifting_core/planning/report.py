@@ -11,10 +11,10 @@ from typing import Any
 from drifting_core.config import Configuration, load_file
 from drifting_core.costs import estimates, table8
 from drifting_core.doctor.profile import asks, read_profile
-from drifting_core.plan_disk import usage
-from drifting_core.plan_hours import Task, schedule, tasks
-from drifting_core.plan_jobs import Planned, ask_snakemake, stages_of_rules
-from drifting_core.plan_limits import ask_cluster, limits
+from drifting_core.planning.disk import usage
+from drifting_core.planning.hours import Task, schedule, tasks
+from drifting_core.planning.jobs import Planned, ask_snakemake, stages_of_rules
+from drifting_core.planning.limits import ask_cluster, limits
 
 STAGES = ("sources", "data", "tokenizer", "reference", "encoder", "generator", "evaluation", "selection", "claims")
 

@@ -13,7 +13,7 @@ from drifting_core.config import Configuration
 from drifting_core.costs import estimates
 from drifting_core.doctor import storage
 from drifting_core.jobs.subprocesses import ask
-from drifting_core.plan_jobs import Job
+from drifting_core.planning.jobs import Job
 from drifting_core.workflow.layout import Layout
 
 _MOUNTS = Path("/proc/self/mountinfo")

@@ -16,8 +16,8 @@ from drifting_core.doctor import cluster
 from drifting_core.doctor.cluster import Partition
 from drifting_core.doctor.profile import Ask, Profile
 from drifting_core.jobs.subprocesses import Answer, ask
-from drifting_core.plan_disk import Usage
-from drifting_core.plan_hours import Task
+from drifting_core.planning.disk import Usage
+from drifting_core.planning.hours import Task
 
 _SECONDS = 4.0  # that SLURM has to answer
 

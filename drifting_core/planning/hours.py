@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from drifting_core.config import Configuration
 from drifting_core.costs import data_preparation, estimates
-from drifting_core.plan_jobs import Job
+from drifting_core.planning.jobs import Job
 from drifting_core.workflow.layout import Layout
 
 GPUS = (1, 8, 16, 64)

@@ -1,0 +1,1 @@
+"""What a configuration would run and cost, and why it cannot. Light."""

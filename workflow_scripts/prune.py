@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--yes", action="store_true", help="remove what is listed")
     arguments = start(made, argv)
 
-    from drifting_core.claims import pruned, pruning
-    from drifting_core.claims.keeping import KeepList, Known
+    from drifting_core.housekeeping import pruned, pruning
+    from drifting_core.housekeeping.keeping import KeepList, Known
 
     results, kinds = arguments.results, arguments.only or pruning.DEFAULT
     if unknown := sorted(set(kinds) - pruning.KINDS.keys()):

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from drifting_core import artifacts
-from drifting_core.claims import pruned, pruning
-from drifting_core.claims.disk_use import measure
-from drifting_core.claims.keeping import KeepList, Known
 from drifting_core.faults import Fault
+from drifting_core.housekeeping import pruned, pruning
+from drifting_core.housekeeping.disk_use import measure
+from drifting_core.housekeeping.keeping import KeepList, Known
 from drifting_core.jobs.job import run as run_script
 from drifting_core.jobs.leases import writer_lease
 from tests.unit.evaluation_samples import MADE

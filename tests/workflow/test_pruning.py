@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from drifting_core.claims.deep import verify_deeply
-from drifting_core.claims.disk_use import measure
+from drifting_core.housekeeping.disk_use import measure
 from tests.workflow.conftest import TARGET, Site, Walk
 from workflow_scripts.prune import main
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from drifting_core.artifacts import Samples, sha256_file
-from drifting_core.claims.disk_use import Size, measure
-from drifting_core.claims.keeping import Known, at_work
-from drifting_core.claims.pruning import KINDS, ON_REQUEST, Candidate
 from drifting_core.faults import Fault
+from drifting_core.housekeeping.disk_use import Size, measure
+from drifting_core.housekeeping.keeping import Known, at_work
+from drifting_core.housekeeping.pruning import KINDS, ON_REQUEST, Candidate
 from drifting_core.jobs.job import Progress
 from drifting_core.jobs.leases import writer_lease
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 
 from drifting_core.artifacts import Export, Samples, StateMarker
-from drifting_core.claims.keeping import KeepList, Known, at_work, cited, reason_for, recommended
 from drifting_core.data.removing import removable
 from drifting_core.evaluation.exporting import FILES
 from drifting_core.evaluation.measuring import FEATURES
 from drifting_core.evaluation.sampler import LATENTS
 from drifting_core.faults import Fault
+from drifting_core.housekeeping.keeping import KeepList, Known, at_work, cited, reason_for, recommended
 from drifting_core.training.state import KEPT, MARKER
 
 KINDS = {

@@ -1,0 +1,1 @@
+"""What may go from the disk, what stays and why."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PIL import Image
 
-    from drifting_core.claims.reading import Run
+    from drifting_core.runs.reading import Run
 
 __version__ = "0.1.0"
 
@@ -22,6 +22,6 @@ def sample(released: str, labels: list[int], alpha: float = 1.0, **options: Any)
 
 def open_run(folder: str | Path) -> Run:
     """A run to be read: `metrics()`, `evaluations()`, `claim()`, `configuration`, `generator()`; see claims.reading.Run."""
-    from drifting_core.claims import reading
+    from drifting_core.runs import reading
 
     return reading.Run(folder)

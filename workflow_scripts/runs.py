@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--json", action="store_true", help="the same as JSON, for notebooks")
     arguments = start(made, argv)
 
-    from drifting_core.claims import comparing
-    from drifting_core.claims.reading import Run
+    from drifting_core.runs import comparing
+    from drifting_core.runs.reading import Run
 
     if arguments.compare:
         compared = comparing.compare(*(Run(arguments.results / "runs" / name) for name in arguments.compare))

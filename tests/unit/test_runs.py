@@ -11,12 +11,12 @@ import pytest
 
 import drifting_core
 from drifting_core import artifacts
-from drifting_core.claims import comparing
-from drifting_core.claims.reading import Run
 from drifting_core.faults import Fault
 from drifting_core.jobs.job import run as run_script
 from drifting_core.models.exports import write_export
 from drifting_core.models.generator import Generator
+from drifting_core.runs import comparing
+from drifting_core.runs.reading import Run
 from tests.unit.run_samples import configured, write, write_claim, write_evaluation, write_run
 from tests.unit.test_leases import hold
 from workflow_scripts import runs

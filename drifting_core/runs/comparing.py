@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drifting_core.claims.reading import Run
 from drifting_core.config import Configuration
 from drifting_core.faults import Fault
 from drifting_core.housekeeping.disk_use import measure
+from drifting_core.runs.reading import Run
 from drifting_core.workflow.status import in_columns
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Runs read and compared, from Python and on one screen."""

@@ -19,15 +19,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("folder", type=Path, help="where picture and JSON go")
     arguments = start(made, argv)
 
-    from drifting_core.claims import toy_report
-    from drifting_core.drift.toy import train_all
+    from drifting_core.toy import report
+    from drifting_core.toy.experiment import train_all
 
     with writer_lease(arguments.folder):
-        courses = train_all(toy_report.settings(), arguments.threads)
-        measured = toy_report.write(arguments.folder, courses)
-    print(toy_report.table(measured))
-    print(f"\npicture: {arguments.folder / toy_report.PICTURE}")
-    toy_report.require_inside(measured)
+        courses = train_all(report.settings(), arguments.threads)
+        measured = report.write(arguments.folder, courses)
+    print(report.table(measured))
+    print(f"\npicture: {arguments.folder / report.PICTURE}")
+    report.require_inside(measured)
 
 
 if __name__ == "__main__":

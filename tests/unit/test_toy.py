@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from drifting_core.artifacts import ToyExperiment
-from drifting_core.claims import toy_report
-from drifting_core.drift import toy
 from drifting_core.drift.field import drift_field
-from drifting_core.drift.toy import Course, Setting
 from drifting_core.faults import Fault
+from drifting_core.toy import experiment, report
+from drifting_core.toy.experiment import Course, Setting
 
 SHORT = Setting(batch=256, steps=150, keep=(0, 150))
 
@@ -24,7 +23,7 @@ SHORT = Setting(batch=256, steps=150, keep=(0, 150))
 
 
 def test_swiss_roll_lies_on_its_curve() -> None:
-    points = toy.data("swiss_roll", 20_000, 1, "test")
+    points = experiment.data("swiss_roll", 20_000, 1, "test")
     t = torch.linspace(math.pi / 2, 4.5 * math.pi, 4000)
     curve = torch.stack([t * t.cos(), t * t.sin()], dim=1) / (4.5 * math.pi)
     away = torch.cdist(points, curve).min(dim=1)
@@ -36,7 +35,7 @@ def test_swiss_roll_lies_on_its_curve() -> None:
 
 
 def test_checkerboard_fills_eight_squares() -> None:
-    points = toy.data("checkerboard", 20_000, 1, "test")
+    points = experiment.data("checkerboard", 20_000, 1, "test")
     square = ((points + 1) * 2).floor().long()
     fits = (square[:, 0] - square[:, 1]) % 2 == 0
     # A uniform number on a side of 0.5 with noise of 0.05 leaves it with probability 2 * 0.05 / (0.5 sqrt(2 pi)).
@@ -49,14 +48,14 @@ def test_checkerboard_fills_eight_squares() -> None:
 
 
 def test_draws_are_named() -> None:
-    first = toy.data("swiss_roll", 8, 1, "step", 0)
-    assert torch.equal(first, toy.data("swiss_roll", 8, 1, "step", 0))
-    for other in (toy.data("swiss_roll", 8, 1, "step", 1), toy.data("swiss_roll", 8, 2, "step", 0)):
+    first = experiment.data("swiss_roll", 8, 1, "step", 0)
+    assert torch.equal(first, experiment.data("swiss_roll", 8, 1, "step", 0))
+    for other in (experiment.data("swiss_roll", 8, 1, "step", 1), experiment.data("swiss_roll", 8, 2, "step", 0)):
         assert not torch.equal(first, other)
 
 
 def test_network_has_the_default_law_of_torch() -> None:
-    ours = dict(toy.network(1).named_parameters())
+    ours = dict(experiment.network(1).named_parameters())
     torch.manual_seed(0)
     linear, silu = torch.nn.Linear, torch.nn.SiLU()
     layers = (linear(32, 256), silu, linear(256, 256), silu, linear(256, 256), silu, linear(256, 2))
@@ -67,7 +66,7 @@ def test_network_has_the_default_law_of_torch() -> None:
         assert values.abs().max() <= bound
         if values.numel() > 1000:
             assert values.std().item() == pytest.approx(theirs[name].std().item(), rel=0.03)
-    assert not torch.equal(ours["0.weight"], toy.network(2)[0].weight)
+    assert not torch.equal(ours["0.weight"], experiment.network(2)[0].weight)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -75,28 +74,28 @@ def test_network_has_the_default_law_of_torch() -> None:
 
 def test_the_loss_is_the_mean_of_v_squared() -> None:
     setting = replace(SHORT, steps=1)
-    samples = toy.network(setting.seed)(toy.noise(setting, "step", 0)).detach()
-    positives = toy.data(setting.data_set, setting.batch, setting.seed, "step", 0)
+    samples = experiment.network(setting.seed)(experiment.noise(setting, "step", 0)).detach()
+    positives = experiment.data(setting.data_set, setting.batch, setting.seed, "step", 0)
     v = drift_field(samples.double(), positives.double(), samples.double(), 0.05, mask_self=True)
-    assert toy.train(setting).losses == pytest.approx([v.square().mean().item()], rel=1e-3)
+    assert experiment.train(setting).losses == pytest.approx([v.square().mean().item()], rel=1e-3)
 
 
 @pytest.mark.parametrize("data_set", ["swiss_roll", "checkerboard"])
-def test_drifting_spreads_and_attraction_alone_collapses(data_set: toy.DataSet) -> None:
-    fresh = toy.data(data_set, SHORT.batch, SHORT.seed, "fresh")
-    drifted = toy.train(replace(SHORT, data_set=data_set))
-    before = toy.energy_distance(torch.from_numpy(drifted.samples[0]), fresh)
+def test_drifting_spreads_and_attraction_alone_collapses(data_set: experiment.DataSet) -> None:
+    fresh = experiment.data(data_set, SHORT.batch, SHORT.seed, "fresh")
+    drifted = experiment.train(replace(SHORT, data_set=data_set))
+    before = experiment.energy_distance(torch.from_numpy(drifted.samples[0]), fresh)
     assert before > 0.2
     assert drifted.energy_distance < 0.1 * before
     assert 0.8 < drifted.spread < 1.25
-    collapsed = toy.train(replace(SHORT, data_set=data_set, force="attraction_only"))
+    collapsed = experiment.train(replace(SHORT, data_set=data_set, force="attraction_only"))
     assert collapsed.spread < 0.1
     assert collapsed.energy_distance > 0.2
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
     setting = replace(SHORT, steps=5)
-    first, again, other = toy.train(setting), toy.train(setting), toy.train(replace(setting, seed=43))
+    first, again, other = experiment.train(setting), experiment.train(setting), experiment.train(replace(setting, seed=43))
     assert first.losses == again.losses
     assert (first.samples[5] == again.samples[5]).all()
     assert first.losses != other.losses
@@ -104,17 +103,17 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 def test_runs_in_processes_are_the_runs() -> None:
     settings = [replace(SHORT, steps=3), replace(SHORT, steps=2, data_set="checkerboard")]
-    found = toy.train_all(settings, processes=2)
+    found = experiment.train_all(settings, processes=2)
     assert [course.setting for course in found] == settings
     for course in found:
-        assert course.losses == pytest.approx(toy.train(course.setting).losses, rel=1e-4)
+        assert course.losses == pytest.approx(experiment.train(course.setting).losses, rel=1e-4)
 
 
 def test_energy_distance_of_one_distribution_is_zero_on_average() -> None:
-    pairs = [[toy.data("swiss_roll", 200, seed, side) for side in "ab"] for seed in range(50)]
-    distances = torch.tensor([toy.energy_distance(a, b) for a, b in pairs])
+    pairs = [[experiment.data("swiss_roll", 200, seed, side) for side in "ab"] for seed in range(50)]
+    distances = torch.tensor([experiment.energy_distance(a, b) for a, b in pairs])
     assert abs(distances.mean()) < 4 * distances.std() / math.sqrt(50)
-    assert toy.energy_distance(pairs[0][0], pairs[0][1] + 0.3) > 10 * distances.std()
+    assert experiment.energy_distance(pairs[0][0], pairs[0][1] + 0.3) > 10 * distances.std()
 
 
 # --- report ---------------------------------------------------------------------------------------------------------
@@ -123,7 +122,7 @@ def test_energy_distance_of_one_distribution_is_zero_on_average() -> None:
 def invented(swiss_roll: float = 1.6e-5, attraction_spread: float = 0.01) -> list[Course]:
     """Courses of every setting of `make toy`, with these losses and spreads."""
     courses = []
-    for setting in toy_report.settings():
+    for setting in report.settings():
         alone = setting.force == "attraction_only"
         loss = swiss_roll if setting.data_set == "swiss_roll" else 4e-5
         samples = {step: np.zeros((4, 2), np.float32) for step in setting.keep}
@@ -136,13 +135,13 @@ def test_smoothing() -> None:
 
 
 def test_report_is_written_whole(tmp_path: Path) -> None:
-    made = toy_report.write(tmp_path, invented())
-    toy_report.require_inside(made)
-    read = ToyExperiment.read(tmp_path / toy_report.TABLE)
+    made = report.write(tmp_path, invented())
+    report.require_inside(made)
+    read = ToyExperiment.read(tmp_path / report.TABLE)
     assert read == made
     read.verify(tmp_path)
-    assert "1.60e-05" in toy_report.table(made)
-    assert "1.63e-05 on the authors' page" in toy_report.table(made)
+    assert "1.60e-05" in report.table(made)
+    assert "1.63e-05 on the authors' page" in report.table(made)
 
 
 @pytest.mark.parametrize(
@@ -154,15 +153,15 @@ def test_report_is_written_whole(tmp_path: Path) -> None:
     ],
 )
 def test_a_median_outside_its_band_is_a_fault(courses: list[Course], named: str) -> None:
-    made = toy_report.experiment(courses)
-    assert "OUTSIDE" in toy_report.table(made)
+    made = report.experiment(courses)
+    assert "OUTSIDE" in report.table(made)
     with pytest.raises(Fault, match=named):
-        toy_report.require_inside(made)
+        report.require_inside(made)
 
 
 @pytest.mark.slow
 def test_the_published_loss() -> None:
-    course = toy.train(Setting())
+    course = experiment.train(Setting())
     assert 0.8e-5 < course.smoothed[-1] < 2.2e-5  # 1.63e-5 on the authors' page
     assert course.energy_distance < 0.003
     assert course.spread == pytest.approx(1, abs=0.1)

@@ -20,10 +20,9 @@ from drifting_core.artifacts.identity import digest
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.claims.figures import png
 from drifting_core.data import draws
-from drifting_core.drift import toy
 from drifting_core.drift.field import drift_field
-from drifting_core.drift.toy import Course, DataSet, Force, Setting
 from drifting_core.faults import Fault
+from drifting_core.toy.experiment import Course, DataSet, Force, Setting, data
 
 PICTURE = "toy.png"
 TABLE = "toy.json"
@@ -171,7 +170,7 @@ def _few_colours(picture: bytes) -> bytes:
 def _evolution(line: Any, course: Course) -> None:
     setting = course.setting
     colour = _NO_REPULSION if setting.force == "attraction_only" else _COLOURS[setting.data_set]
-    behind = toy.data(setting.data_set, setting.batch, setting.seed, "behind")
+    behind = data(setting.data_set, setting.batch, setting.seed, "behind")
     for axes, (step, samples) in zip(line, sorted(course.samples.items()), strict=True):
         _points(axes, behind.numpy(), 1.2, _DATA)
         _points(axes, samples, 1.6, colour)

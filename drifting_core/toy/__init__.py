@@ -1,0 +1,1 @@
+"""The method on points in the plane: its training and its report."""

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--output", type=Path, required=True, help="manifest.json to be made")
     arguments = start(made, argv)
 
-    from drifting_core.evaluation.network_making import make_network
+    from drifting_core.evaluation.networks.making import make_network
     from drifting_core.jobs.devices import device
 
     typed = sections(arguments.config, arguments.operations)

@@ -21,7 +21,7 @@ from drifting_core.config import Contract
 from drifting_core.evaluation.contract import MANIFOLD, PRECISION, Uint8Rule, contract_hash, make_contract, to_uint8
 from drifting_core.evaluation.grid import GRID, grid_picture, grid_samples
 from drifting_core.evaluation.measuring import FEATURES, Features, measure, write_features
-from drifting_core.evaluation.networks import Network, load_network, predictions
+from drifting_core.evaluation.networks.loading import Network, load_network, predictions
 from drifting_core.evaluation.reference import read_cache, read_statistics
 from drifting_core.evaluation.sampler import read_samples
 from drifting_core.jobs.job import Progress

@@ -39,7 +39,7 @@ from drifting_core.data.index import ImageReader
 from drifting_core.data.latents import LatentStore
 from drifting_core.evaluation.contract import MANIFOLD, make_contract
 from drifting_core.evaluation.evaluate import look_at, open_tokenizer
-from drifting_core.evaluation.networks import load_network
+from drifting_core.evaluation.networks.loading import load_network
 from drifting_core.evaluation.reference import (
     TRAIN_FEATURES,
     Cache,

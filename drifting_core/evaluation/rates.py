@@ -29,7 +29,7 @@ from drifting_core.config import Configuration
 from drifting_core.costs import estimates
 from drifting_core.data.images import centre_crop, decode_rgb
 from drifting_core.data.latents import LatentStore, write_shard
-from drifting_core.evaluation.inception import InceptionV3
+from drifting_core.evaluation.networks.inception import InceptionV3
 from drifting_core.faults import Fault
 from drifting_core.jobs.devices import device, peak_flops
 from drifting_core.models.mae import LatentEncoder

@@ -38,7 +38,7 @@ from drifting_core.data.index import ImageReader
 from drifting_core.data.journal import Journal
 from drifting_core.data.listing import Split
 from drifting_core.evaluation.contract import MANIFOLD, STATISTICS
-from drifting_core.evaluation.networks import Network, load_network, predictions
+from drifting_core.evaluation.networks.loading import Network, load_network, predictions
 from drifting_core.evaluation.statistics import Moments, frechet_distance, mean_covariance
 from drifting_core.faults import Fault
 from drifting_core.jobs.job import Progress

@@ -25,9 +25,9 @@ from torch import Tensor
 from drifting_core import config as settings
 from drifting_core.costs import estimates
 from drifting_core.evaluation import sampler, search, statistics, uncertainty
-from drifting_core.evaluation.classifier import SmallClassifier
 from drifting_core.evaluation.contract import to_uint8
-from drifting_core.evaluation.inception import InceptionV3
+from drifting_core.evaluation.networks.classifier import SmallClassifier
+from drifting_core.evaluation.networks.inception import InceptionV3
 from drifting_core.evaluation.rates import SD_VAE
 from drifting_core.evaluation.reference import cache_blocks
 from drifting_core.models.generator import Generator

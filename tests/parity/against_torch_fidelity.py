@@ -108,7 +108,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def our_features(folder: Path) -> dict[str, np.ndarray]:
-    from drifting_core.evaluation.inception import InceptionV3
+    from drifting_core.evaluation.networks.inception import InceptionV3
 
     network, found = InceptionV3(folder / "inception.pth"), {}
     with np.load(folder / "images.npz") as held, torch.inference_mode():

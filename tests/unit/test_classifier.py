@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drifting_core.config import Classifier
-from drifting_core.evaluation import classifier
+from drifting_core.evaluation.networks import classifier
 from drifting_core.faults import Fault
 
 CPU = torch.device("cpu")

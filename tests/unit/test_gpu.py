@@ -23,7 +23,7 @@ from drifting_core import config as settings
 from drifting_core.data.latents import LatentStore
 from drifting_core.drift.objective import DriftObjective
 from drifting_core.evaluation import rates, sampler, search
-from drifting_core.evaluation.inception import InceptionV3
+from drifting_core.evaluation.networks.inception import InceptionV3
 from drifting_core.jobs.devices import Place, _free_port
 from drifting_core.models.generator import Generator
 from drifting_core.models.mae import MaskedAutoencoder

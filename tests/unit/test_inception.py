@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from drifting_core.evaluation.inception import InceptionV3, resize_tf1
+from drifting_core.evaluation.networks.inception import InceptionV3, resize_tf1
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "inception.npz"
 

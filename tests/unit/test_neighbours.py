@@ -22,8 +22,8 @@ from drifting_core.data.index import ImageReader
 from drifting_core.data.latents import LatentStore
 from drifting_core.data.photos import WNIDS
 from drifting_core.evaluation import neighbours, reference
-from drifting_core.evaluation.classifier import SmallClassifier, save_classifier
-from drifting_core.evaluation.networks import load_network
+from drifting_core.evaluation.networks.classifier import SmallClassifier, save_classifier
+from drifting_core.evaluation.networks.loading import load_network
 from drifting_core.evaluation.reference import Cache
 from drifting_core.faults import Fault
 from tests.unit import latent_samples

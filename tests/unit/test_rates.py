@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from drifting_core.config import load_file
 from drifting_core.costs import estimates
 from drifting_core.evaluation import rates
-from drifting_core.evaluation.inception import InceptionV3
+from drifting_core.evaluation.networks.inception import InceptionV3
 from drifting_core.faults import Fault
 from drifting_core.models.mae import LatentEncoder
 from drifting_core.planning import report

@@ -20,11 +20,11 @@ from drifting_core.artifacts.identity import operations
 from drifting_core.data.removing import _require_nothing_to_read
 from drifting_core.doctor.staging import needs
 from drifting_core.evaluation.measuring import FEATURES, read_features
-from drifting_core.evaluation.network_making import make_network
-from drifting_core.evaluation.networks import load_network
+from drifting_core.evaluation.networks.loading import load_network
+from drifting_core.evaluation.networks.making import make_network
+from drifting_core.evaluation.networks.vision_transformers import VisionTransformer, resize_bicubic
 from drifting_core.evaluation.rechecking import look_again, recompute
 from drifting_core.evaluation.tables import make_table
-from drifting_core.evaluation.vision_transformers import VisionTransformer, resize_bicubic
 from drifting_core.faults import Fault
 from drifting_core.workflow.layout import Layout
 from tests.unit.latent_samples import HASH

@@ -10,7 +10,7 @@ import torch
 from drifting_core import config
 from drifting_core.artifacts import FeatureNetwork, LatentContract, TokenizerManifest, records, sha256_file
 from drifting_core.evaluation import evaluate, reference, sampler
-from drifting_core.evaluation.classifier import SmallClassifier, save_classifier
+from drifting_core.evaluation.networks.classifier import SmallClassifier, save_classifier
 from drifting_core.models import tokenizer_making
 from drifting_core.models.exports import write_export
 from drifting_core.models.generator import Generator

@@ -21,7 +21,7 @@ import yaml
 from drifting_core.artifacts import EvaluationContract, Metrics, SpaceKind
 from drifting_core.config import load_file
 from drifting_core.costs import estimates
-from drifting_core.evaluation import vision_transformers
+from drifting_core.evaluation.networks import vision_transformers
 from drifting_core.evaluation.seeds import NUMBERS
 from drifting_core.evaluation.tables import COLUMNS
 from tests.workflow.conftest import ROOT, TARGET, Site, Walk
@@ -108,7 +108,7 @@ def test_a_metric_that_is_in_no_table_is_noticed() -> None:
 
 SPACE = (
     Edit("drifting_core/artifacts/networks.py", 'SpaceKind = Literal["dinov2", "clip"', ', "registers"'),
-    Edit("drifting_core/evaluation/vision_transformers.py", "_KINDS: dict[SpaceKind, _Kind] = {\n",
+    Edit("drifting_core/evaluation/networks/vision_transformers.py", "_KINDS: dict[SpaceKind, _Kind] = {\n",
          '    "registers": _Kind("Dinov2WithRegistersModel", ("dinov2_with_registers",), (0.485, 0.456, 0.406), '
          "(0.229, 0.224, 0.225)),\n"),
     Edit("drifting_core/artifacts/evaluation.py", '{"dinov2": "DINOv2", "clip": "CLIP"', ', "registers": "DINOv2-R"'),
@@ -116,7 +116,7 @@ SPACE = (
 )  # fmt: skip
 LOOK = """
 import pathlib, torch
-from drifting_core.evaluation.vision_transformers import VisionTransformer
+from drifting_core.evaluation.networks.vision_transformers import VisionTransformer
 network = VisionTransformer("registers", pathlib.Path("weights"))
 print(tuple(network(torch.zeros(3, 3, 32, 32, dtype=torch.uint8)).features.shape), network.dimensions)
 """

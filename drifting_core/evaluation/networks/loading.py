@@ -37,13 +37,13 @@ def load_network(manifest: Path, device: torch.device) -> tuple[Network, Feature
     record.verify(manifest.parent)
     weights = manifest.parent / record.weights
     if record.network == "inception":
-        from drifting_core.evaluation.inception import InceptionV3
+        from drifting_core.evaluation.networks.inception import InceptionV3
 
         return InceptionV3(weights).to(device), record
     if record.network != "classifier":
-        from drifting_core.evaluation.vision_transformers import VisionTransformer
+        from drifting_core.evaluation.networks.vision_transformers import VisionTransformer
 
         return VisionTransformer(record.network, manifest.parent).to(device), record
-    from drifting_core.evaluation.classifier import load_classifier
+    from drifting_core.evaluation.networks.classifier import load_classifier
 
     return load_classifier(weights, record.architecture).to(device), record

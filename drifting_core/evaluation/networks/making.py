@@ -16,9 +16,9 @@ from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Classifier, Data, Network
 from drifting_core.data.images import centre_crops
 from drifting_core.data.index import ImageReader
-from drifting_core.evaluation.classifier import accuracy, save_classifier, train_classifier
-from drifting_core.evaluation.inception import InceptionV3
-from drifting_core.evaluation.vision_transformers import FILES, WEIGHTS, VisionTransformer
+from drifting_core.evaluation.networks.classifier import accuracy, save_classifier, train_classifier
+from drifting_core.evaluation.networks.inception import InceptionV3
+from drifting_core.evaluation.networks.vision_transformers import FILES, WEIGHTS, VisionTransformer
 from drifting_core.faults import Fault
 from drifting_core.sources.published import INCEPTION
 

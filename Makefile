@@ -88,8 +88,8 @@ prune: $(READY) ## what can go from results/, what stays and why; removes nothin
 stub: $(READY) ## every job of a configuration writes a stub, below stub/: make stub CONFIG=config/l2.yaml (half a minute on 2 cores)
 	$(BIN)/python workflow_scripts/run_workflow.py --profile profiles/local --cores 16 --configfile $(CONFIG) --config stub=true
 
-docs: $(READY) ## write the generated pages: config/schema.json, docs/configuration.md, the costs in docs/imagenet.md
-	$(BIN)/python workflow_scripts/write_configuration_reference.py
+docs: $(READY) ## write the generated pages: configuration, modules, the picture of the rooms, the costs in docs/imagenet.md
+	$(BIN)/python -m docs.making
 
 clean: ## remove the virtual environment and caches; results stay
 	rm -rf .venv .venv-parity .pytest_cache .mypy_cache .ruff_cache .hypothesis

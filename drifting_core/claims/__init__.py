@@ -1,1 +1,1 @@
-"""Room of drifting_core: see docs/architecture.md."""
+"""The claim bundle of a run: words, tables, figures, checks, and the exported model."""

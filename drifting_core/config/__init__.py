@@ -1,4 +1,4 @@
-"""What a run is.
+"""What a run is: the configuration file as models that check it.
 
 Every preset in `config/` is one complete `Configuration`. Each field is either identity (it changes the result, so it is
 part of the hashes that name folders and of the rules' params) or an operation: see identity.py.

@@ -1,1 +1,1 @@
-"""What a configuration costs: multiply-adds, GPU-hours, bytes and files, by arithmetic only. Light."""
+"""What a configuration costs: operations, GPU-hours, bytes and files, by arithmetic only."""

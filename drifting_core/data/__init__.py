@@ -1,1 +1,1 @@
-"""Room of drifting_core: see docs/architecture.md."""
+"""From archives or folders to latents in HDF5, and every random number."""

@@ -1,4 +1,4 @@
-"""What a first run would trip over, found in seconds: one line per check.
+"""What a first run would trip over, and what must be brought from outside.
 
 Checks run side by side. Nothing is changed: scratch files that try locks and renames are removed. Light: no torch, no
 h5py, no Snakemake.

@@ -1,1 +1,1 @@
-"""Room of drifting_core: see docs/architecture.md."""
+"""The method: the drift field, the objective, guidance and the sample bank."""

@@ -1,1 +1,1 @@
-"""Room of drifting_core: see docs/architecture.md."""
+"""From a generator to numbers: samples, reference statistics, distances, selection and the memorisation audit."""

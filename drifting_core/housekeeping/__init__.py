@@ -1,1 +1,1 @@
-"""What may go from the disk, what stays and why."""
+"""What may be removed from the disk, what stays, and why."""

@@ -1,1 +1,1 @@
-"""Room of drifting_core: see docs/architecture.md."""
+"""Generator, latent-MAE and SD-VAE, their exports, and weights from elsewhere."""

@@ -1,1 +1,1 @@
-"""What a configuration would run and cost, and why it cannot. Light."""
+"""What a configuration would run, how long it takes, and why it cannot."""

@@ -1,1 +1,1 @@
-"""Runs read and compared, from Python and on one screen."""
+"""Runs read and compared: from Python, and in a table."""

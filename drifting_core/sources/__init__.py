@@ -1,1 +1,1 @@
-"""What others publish, with sizes, hashes and reported numbers, and how it is fetched. Light."""
+"""What others publish: weights, archives, sizes, hashes, reported numbers; and how it is fetched."""

@@ -1,1 +1,1 @@
-"""The method on points in the plane: its training and its report."""
+"""The paper's experiment in the plane: its training and its picture."""

@@ -1,1 +1,1 @@
-"""Room of drifting_core: see docs/architecture.md."""
+"""The trainings of encoder and generator: loop, state and resume, ranks, records."""

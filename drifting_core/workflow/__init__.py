@@ -1,1 +1,1 @@
-"""The rules' functions, the Snakemake process and its supervision, SLURM, and where a folder stands. Light."""
+"""Paths for the rules, the Snakemake process and its supervision, SLURM, and the status page."""

@@ -1,1 +1,1 @@
-"""The networks that look at images: Inception, DINOv2, CLIP, a small classifier; made and loaded."""
+"""The networks that look at images: Inception, DINOv2, CLIP and a small classifier."""

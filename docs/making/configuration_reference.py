@@ -1,4 +1,4 @@
-"""The pages that are generated: the configuration's schema and reference, tables in two other pages. Light."""
+"""The reference of the configuration, its schema, and the costs in docs/imagenet.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from drifting_core import module_graph
 from drifting_core.artifacts.identity import Section, is_operation
 from drifting_core.config import Configuration, load_file
 from drifting_core.costs import data_preparation
@@ -30,7 +29,6 @@ beside the old one. *Operation* fields say how the work is done (devices, horizo
 reruns nothing that exists. A field at its default is left out of the hash.
 """
 _COSTS = ("<!-- costs: written by `make docs` from config/ablation.yaml and config/rates.yaml -->", "<!-- end of costs -->")
-_GRAPH = ("<!-- imports: written by `make docs` from drifting_core/ -->", "<!-- end of imports -->")
 _COLUMNS = "| key | type | default | role | |\n|---|---|---|---|---|\n"
 
 
@@ -41,18 +39,9 @@ def schema() -> str:
 
 def imagenet_page(page: str, preset: Path) -> str:
     """docs/imagenet.md with its tables of costs made anew, from the ablation's preset and the rates."""
-    return _between(page, _COSTS, data_preparation.table(load_file(preset), read_rates()))
-
-
-def architecture_page(page: str, root: Path) -> str:
-    """docs/architecture.md with its table of imports made anew, from the source below `root`."""
-    return _between(page, _GRAPH, module_graph.table(root))
-
-
-def _between(page: str, marks: tuple[str, str], made: str) -> str:
-    before, rest = page.split(marks[0])
-    _, after = rest.split(marks[1])
-    return f"{before}{marks[0]}\n{made}\n{marks[1]}{after}"
+    before, rest = page.split(_COSTS[0])
+    _, after = rest.split(_COSTS[1])
+    return f"{before}{_COSTS[0]}\n{data_preparation.table(load_file(preset), read_rates())}\n{_COSTS[1]}{after}"
 
 
 def page() -> str:

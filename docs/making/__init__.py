@@ -1,0 +1,1 @@
+"""How the generated pages are made: `make docs`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-CALL_AGAIN = 75  # EX_TEMPFAIL: state is committed, the same command continues it (architecture.md, decision 13)
+CALL_AGAIN = 75  # EX_TEMPFAIL: state is committed, the same command continues it (docs/decisions/13)
 
 
 class Fault(Exception):

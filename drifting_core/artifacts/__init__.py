@@ -1,6 +1,6 @@
 """What each file promises: the models of all JSON files, publishing, hashes, identity and provenance.
 
-A name is a promise (architecture.md, decision 7): a file gets its final name only when it is whole, and the JSON that
+A name is a promise (docs/decisions/07): a file gets its final name only when it is whole, and the JSON that
 lists it with its hash is written last. Snakemake sees these JSON files only. They hold no times and no host names, so
 that a job repeated with the same code leaves them byte for byte as they were.
 """

@@ -1,7 +1,7 @@
 """What a run is: the configuration file as models that check it.
 
 Every preset in `config/` is one complete `Configuration`. Each field is either identity (it changes the result, so it is
-part of the hashes that name folders and of the rules' params) or an operation: see identity.py.
+part of the hashes that name folders and of the rules' params) or an operation: see artifacts/identity.py.
 
 This package is light: the Snakefile imports it on login nodes and in every cluster job. No torch, no h5py.
 """

@@ -87,7 +87,7 @@ class Sampling(Section):
 
 
 class Contract(Section):
-    """From latents to numbers (architecture.md, decision 9)."""
+    """From latents to numbers (docs/decisions/09)."""
 
     uint8: Literal["truncate", "round", "adm"] = Field("truncate", description="how [0, 1] pixels become bytes")
     compute_batch: Positive = Field(64, description="images per decoder and feature call (bits depend on it)")
@@ -137,7 +137,7 @@ class Neighbours(Section):
 
 
 class Evaluation(Section):
-    """How numbers are made (architecture.md, decisions 9 and 10)."""
+    """How numbers are made (docs/decisions/09 and 10)."""
 
     network: Network = Field(description="feature network")
     reference: Reference = Field(Reference(), description="real images")

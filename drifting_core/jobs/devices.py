@@ -1,4 +1,4 @@
-"""Devices are given, not looked for; ranks are started here, and stopped (architecture.md, decision 12).
+"""Devices are given, not looked for; ranks are started here, and stopped (docs/decisions/12).
 
 A training or sampling of several ranks is one job: its process holds the folder's lease, starts the same command once per
 rank (`srun` does where SLURM gave the job), hands signals on, and ends with one exit code. torchrun would not do: it dies

@@ -1,4 +1,4 @@
-"""The GPUs of this machine, shared by the jobs of all Snakemake runs on it (architecture.md, decision 12).
+"""The GPUs of this machine, shared by the jobs of all Snakemake runs on it (docs/decisions/12).
 
 A job that the plan gives N GPUs takes N leases: each is an flock on the device's file in a folder on a local disk, held
 by the job's process and its ranks, so that any death frees it. All N are taken at once, or none. Jobs that wait stand in

@@ -1,4 +1,4 @@
-"""Stub mode: what each job writes in place of computing (architecture.md, decision 17).
+"""Stub mode: what each job writes in place of computing (docs/decisions/17).
 
 Every script parses its real command line and reads the artifacts that it is given, each as its model; then it writes a small
 artifact of its own, with placeholders for the files that belong to it. Only what later jobs depend on is true of the

@@ -1,4 +1,4 @@
-"""Exports: the weights that later stages read (architecture.md, decision 2).
+"""Exports: the weights that later stages read (docs/decisions/02).
 
 `model.safetensors` holds the EMA weights, `metadata.json` (artifacts.Export) says what they are and is written last. An
 encoder's export holds the whole masked autoencoder beside it, where that is known: a training that starts from the export

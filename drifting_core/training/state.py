@@ -1,4 +1,4 @@
-"""Resumable training state: whole or absent (architecture.md, decisions 2 and 4).
+"""Resumable training state: whole or absent (docs/decisions/02 and 04).
 
 `state/step_N/` holds `state.safetensors` (of a sharded training a `state_R.safetensors` of each further rank as well) and
 the marker `COMMITTED.json` with their hashes. It is written as a hidden folder and renamed when whole, so a killed

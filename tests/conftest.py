@@ -106,11 +106,11 @@ WITH_PATIENCE = {
 
 def kind_of(item: pytest.Item) -> str | None:
     """The mark that a test has by where it stands: slurm, fast, or none (workflow and slow stand in the files)."""
-    room = item.path.parent.name
-    if room == "slurm":
+    kind = item.path.relative_to(ROOT / "tests").parts[0]
+    if kind == "slurm":
         return "slurm"
     others = any(item.get_closest_marker(name) for name in ("slow", "gpu", "internet"))
-    return "fast" if room == "unit" and item.path.name not in WITH_PATIENCE and not others else None
+    return "fast" if kind == "unit" and item.path.name not in WITH_PATIENCE and not others else None
 
 
 def group_of(file: str) -> str:

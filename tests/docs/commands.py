@@ -103,7 +103,7 @@ TREATMENTS = (
     run(rf"{SCRIPTS}/plan\.py(?!.* --rates ).*", says="hours", codes=(0, 1)),
     covered(
         rf"{SCRIPTS}/(?:plan\.py .*--rates|measure_rates\.py) .*",
-        "unit/test_rates.py::test_measured_rates_stand_in_the_shipped_ones_places",
+        "unit/evaluation/test_rates.py::test_measured_rates_stand_in_the_shipped_ones_places",
     ),
     run(rf"{SCRIPTS}/show_claim\.py .*", says="FD"),
     run(rf"{SCRIPTS}/show_encoders\.py .*", says="reconstruction"),
@@ -123,9 +123,9 @@ TREATMENTS = (
     run(rf"{SCRIPTS}/write_virtual_dataset\.py --latents .*"),
     covered(
         rf"{SCRIPTS}/write_virtual_dataset\.py",
-        "unit/test_latents.py::test_a_virtual_dataset_shows_other_readers_the_whole_split",
+        "unit/data/test_latents.py::test_a_virtual_dataset_shows_other_readers_the_whole_split",
     ),
-    covered(rf"{SCRIPTS}/run_toy\.py .*", "unit/test_toy.py::test_report_is_written_whole"),
+    covered(rf"{SCRIPTS}/run_toy\.py .*", "unit/toy/test_toy.py::test_report_is_written_whole"),
     covered(rf"{SCRIPTS}/smoke\.py .*", "workflow/test_smoke.py::test_everything_promised_is_found_and_the_bundle_verified"),
     covered(
         rf"{SCRIPTS}/prune\.py .*--yes.*", "workflow/test_pruning.py::test_it_frees_what_it_says_and_the_claim_stays_whole"
@@ -140,14 +140,15 @@ TREATMENTS = (
         "workflow/test_stubs.py::test_the_jobs_are_those_of_the_real_run",
         "slurm/test_stubs.py::test_the_whole_l2_goes_through_a_cluster_as_stubs",
     ),
-    covered(r"make toy", "unit/test_toy.py::test_runs_in_processes_are_the_runs"),
+    covered(r"make toy", "unit/toy/test_toy.py::test_runs_in_processes_are_the_runs"),
     covered(r"make encoders", "workflow/test_encoders.py::test_stages_and_widths_are_made_and_audited"),
     covered(r"make docs", "test_architecture.py::test_generated_pages_are_in_step"),
     run(r"make (?:runs|prune)"),
     run(r"make plan(?!.* RATES=)(?: .*)?", says="GPU-hours", codes=(0, 2)),  # the same: make says 2
-    covered(r"make plan .*RATES=.*", "unit/test_rates.py::test_measured_rates_stand_in_the_shipped_ones_places"),
+    covered(r"make plan .*RATES=.*", "unit/evaluation/test_rates.py::test_measured_rates_stand_in_the_shipped_ones_places"),
     covered(
-        r"(?:srun .*)?make rates(?: .*)?", "unit/test_rates.py::test_measured_rates_stand_in_the_shipped_ones_places"
+        r"(?:srun .*)?make rates(?: .*)?",
+        "unit/evaluation/test_rates.py::test_measured_rates_stand_in_the_shipped_ones_places",
     ),
     elsewhere(r"(?:SLURM_REQUIRED=1 )?make test(?:-all|-fast)?", "these tests themselves"),
     elsewhere(r"make setup(?: && source \.venv/bin/activate)?", "the tests run in what it makes"),

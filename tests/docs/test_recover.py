@@ -23,63 +23,63 @@ HAPPENS = {
     "Snakemake already runs in this folder":
         "slurm/test_head.py::test_a_second_head_is_refused_and_jobs_are_cancelled_on_request",
     "is locked by a Snakemake that run_workflow.py did not start":
-        "unit/test_heads.py::test_the_lock_of_a_dead_head_is_removed_and_one_of_an_unknown_is_not",
+        "unit/workflow/test_heads.py::test_the_lock_of_a_dead_head_is_removed_and_one_of_an_unknown_is_not",
     "has a controller already: job …":
-        "unit/test_heads.py::test_a_controller_is_submitted_where_the_profile_says_and_only_once",
+        "unit/workflow/test_heads.py::test_a_controller_is_submitted_where_the_profile_says_and_only_once",
     "is writing here, and what started it … is alive":
-        "unit/test_survival.py::test_two_jobs_on_one_run_are_one_too_many",
+        "unit/training/test_survival.py::test_two_jobs_on_one_run_are_one_too_many",
     "no known configuration has the … '…'":
         "workflow/test_walk.py::test_a_run_that_nobody_made_is_a_clear_message",
     "seeds: empty, so there is nothing to compare":
         "workflow/test_seeds.py::test_no_seeds_is_one_message",
     "is not what the configuration describes":
-        "unit/test_importing.py::test_what_is_not_described_is_refused",
+        "unit/models/test_importing.py::test_what_is_not_described_is_refused",
     "not the audited encoder that the configuration describes":
-        "unit/test_audit.py::test_the_training_script_refuses_before_any_state",
+        "unit/models/test_audit.py::test_the_training_script_refuses_before_any_state",
     "cannot start from this export":
-        "unit/test_warm_start.py::test_an_export_that_does_not_fit_is_refused_with_every_difference",
+        "unit/models/test_warm_start.py::test_an_export_that_does_not_fit_is_refused_with_every_difference",
     "put or link them there, or set these keys to where they are":
         "workflow/test_dry_run.py::test_a_missing_archive_is_said_by_the_first_job",
     "no tar header at byte":
-        "unit/test_archives.py::test_a_training_archive_that_is_not_whole",
+        "unit/data/test_archives.py::test_a_training_archive_that_is_not_whole",
     "changed since it was checked; remove … to check it again":
-        "unit/test_archives.py::test_an_archive_that_changed_after_its_check",
+        "unit/data/test_archives.py::test_an_archive_that_changed_after_its_check",
     "unreadable image(s), data.max_rejects is":
         "workflow/test_own_images.py::test_a_file_that_is_no_image_is_named",
     "its latent is not finite":
-        "unit/test_latents.py::test_a_latent_beyond_the_number_format_is_named",
+        "unit/data/test_latents.py::test_a_latent_beyond_the_number_format_is_named",
     "is not here and cannot be downloaded":
         "workflow/test_released.py::test_without_internet_the_fetch_says_what_to_do_and_loses_nothing",
     "the state of step … could not be written":
-        "unit/test_survival.py::test_a_full_disk_keeps_the_states_before",
+        "unit/training/test_survival.py::test_a_full_disk_keeps_the_states_before",
     "finished pieces are kept: free space and call again":
-        "unit/test_encoding_faults.py::test_a_disk_that_fills_up_while_encoding_keeps_what_is_finished",
+        "unit/data/test_encoding_faults.py::test_a_disk_that_fills_up_while_encoding_keeps_what_is_finished",
     "lower the learning rate, or look into":
-        "unit/test_survival.py::test_a_number_that_is_not_finite_stops_before_the_update_and_leaves_what_is_needed_to_look",
+        "unit/training/test_survival.py::test_a_number_that_is_not_finite_stops_before_the_update_and_leaves_what_is_needed_to_look",
     "and the others were stopped; the last committed state stays":
-        "unit/test_survival.py::test_one_of_two_ranks_killed_ends_the_other_and_loses_nothing",
+        "unit/training/test_survival.py::test_one_of_two_ranks_killed_ends_the_other_and_loses_nothing",
     "made under configuration …, this one is":
-        "unit/test_training.py::test_a_state_of_another_configuration_is_refused_and_kept",
+        "unit/training/test_training.py::test_a_state_of_another_configuration_is_refused_and_kept",
     "no whole state is left, but … holds steps":
         "workflow/test_lost_files.py::test_a_run_without_its_state_is_not_trained_over",
     "cannot be made again; nothing was changed":
         "workflow/test_lost_files.py::test_an_export_behind_the_kept_states_cannot_be_made_again",
     "tensorboard: true, but TensorBoard cannot be imported":
-        "unit/test_events.py::test_a_missing_tensorboard_is_said_before_anything_is_trained",
+        "unit/training/test_events.py::test_a_missing_tensorboard_is_said_before_anything_is_trained",
     "GPUs are asked for, but this machine has":
         "workflow/test_pool.py::test_more_gpus_than_there_are_is_said_before_anything_runs",
     "several nodes need SLURM":
-        "unit/test_devices.py::test_several_nodes_need_slurm",
+        "unit/jobs/test_devices.py::test_several_nodes_need_slurm",
     "world size …, but the plan":
-        "unit/test_devices.py::test_another_number_of_ranks_than_planned_is_refused",
+        "unit/jobs/test_devices.py::test_another_number_of_ranks_than_planned_is_refused",
     "were made under unlike evaluation contracts":
-        "unit/test_seeds.py::test_unlike_contracts_are_refused",
+        "unit/evaluation/test_seeds.py::test_unlike_contracts_are_refused",
     "batches were not sampled":
-        "unit/test_sampler.py::test_a_file_is_not_put_together_without_all_batches",
+        "unit/evaluation/test_sampler.py::test_a_file_is_not_put_together_without_all_batches",
     "is another file than the one in":
         "workflow/test_bundle.py::test_a_bundle_is_verified_deeply_and_what_was_changed_is_found",
     "took part in the selection; report on a fresh one":
-        "unit/test_bundle.py::test_a_claim_at_another_choice_or_on_a_selection_seed_is_refused",
+        "unit/claims/test_bundle.py::test_a_claim_at_another_choice_or_on_a_selection_seed_is_refused",
 }  # fmt: skip
 
 

@@ -96,7 +96,7 @@ def measured_by_torch_fidelity(folder: Path) -> None:
 def write_inputs(folder: Path) -> None:
     """Photos: generated ones are training photos with less contrast, real ones are held out; and random weights."""
     from drifting_core.data.photos import photos
-    from tests.unit.test_inception import random_state
+    from tests.unit.evaluation.networks.test_inception import random_state
 
     # All classes in turn.
     train, val = (photos(split).swapaxes(0, 1).reshape(-1, 32, 32, 3)[:IMAGES] for split in ("train", "val"))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.slurm.conftest import SlurmSite
-from tests.unit import test_ranks
-from tests.unit.training_samples import write_store
+from tests.unit.training import test_ranks
+from tests.unit.training.samples import write_store
 
 pytestmark = pytest.mark.workflow
 
@@ -31,8 +31,8 @@ for name, asked in CASES.items():
         log: f"{name}/log"
         threads: settings.Resources(**asked).cores
         resources: **requested_ranks(settings.Resources(**asked), {"gpu_type": "h200"})
-        params: asked=json.dumps(asked), python=sys.executable, folder=name
-        shell: "{params.python} -m tests.unit.launched_ranks {params.folder} {params.asked:q} --log {log} && touch {output}"
+        params: asked=json.dumps(asked), start=f"{sys.executable} -m tests.unit.training.launched_ranks", folder=name
+        shell: "{params.start} {params.folder} {params.asked:q} --log {log} && touch {output}"
 """
 CASES = {"two_nodes": {"nodes": 2, "gpus": 2}, "one_node": {"gpus": 4}}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.latent_samples import write_archives
+from tests.unit.data.samples import write_archives
 
 
 @pytest.fixture(scope="session")

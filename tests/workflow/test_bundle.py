@@ -22,7 +22,7 @@ from drifting_core.evaluation.contract import to_uint8
 from drifting_core.evaluation.sampler import read_samples
 from drifting_core.faults import Fault
 from drifting_core.models.tokenizer import Tokenizer
-from tests.unit.evaluation_samples import forge
+from tests.unit.evaluation.samples import forge
 from tests.workflow.conftest import TARGET, Site, Walk
 
 pytestmark = pytest.mark.workflow

@@ -76,7 +76,8 @@ import json, pathlib
 import numpy as np
 from drifting_core.artifacts import Metrics
 from drifting_core.evaluation import rechecking, tables
-from tests.unit import latent_samples, whole_evaluation as whole
+from tests.unit.data import samples as latent_samples
+from tests.unit.evaluation import whole as whole
 here = pathlib.Path.cwd()
 parts = whole.write_parts(here, latent_samples.write_archives(here))
 path = whole.write_evaluation(here / "eval/metrics.json", parts)

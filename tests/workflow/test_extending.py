@@ -76,10 +76,10 @@ import json, pathlib
 import numpy as np
 from drifting_core.artifacts import Metrics
 from drifting_core.evaluation import rechecking, tables
-from tests.unit.data import samples as latent_samples
-from tests.unit.evaluation import whole as whole
+from tests.unit.data.samples import write_archives
+from tests.unit.evaluation import whole
 here = pathlib.Path.cwd()
-parts = whole.write_parts(here, latent_samples.write_archives(here))
+parts = whole.write_parts(here, write_archives(here))
 path = whole.write_evaluation(here / "eval/metrics.json", parts)
 seen = rechecking.read_features(here / "eval/features.h5").features
 print(json.dumps({

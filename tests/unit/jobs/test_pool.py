@@ -293,8 +293,8 @@ def test_four_ranks_on_four_devices_of_the_pool_end_with_the_weights_of_one_proc
     (tmp_path / "configuration.json").write_text(json.dumps(configuration))
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.training.launched_ranks", str(tmp_path), '{"gpus": 4}', "--threads", "4"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), pool.POOL: "0,1,2,3", pool.REHEARSAL: "1"}, stderr=subprocess.PIPE,
-        text=True, timeout=120,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), pool.POOL: "0,1,2,3", pool.REHEARSAL: "1"},
+        stderr=subprocess.PIPE, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "GPU 0, 1, 2, 3 taken, of 4 that this machine shares" in done.stderr

@@ -20,12 +20,16 @@ from drifting_core.artifacts.data import (
     TokenizerManifest,
 )
 from drifting_core.artifacts.evaluation import (
+    FEATURES,
+    IMAGES,
+    LATENTS,
     Bundle,
     BundleDone,
     Canary,
     Choice,
     EvaluationContract,
     ImageExport,
+    ImageFormat,
     Metrics,
     MetricsTable,
     ModelExport,
@@ -44,6 +48,8 @@ from drifting_core.artifacts.evaluation import (
     TrainingCurve,
 )
 from drifting_core.artifacts.networks import (
+    STATE_MARKER,
+    STATES_KEPT,
     CodebaseFingerprint,
     EncoderAudit,
     EncoderSummary,
@@ -76,6 +82,11 @@ from drifting_core.artifacts.publishing import (
 )
 
 __all__ = [
+    "FEATURES",
+    "IMAGES",
+    "LATENTS",
+    "STATES_KEPT",
+    "STATE_MARKER",
     "STUB",
     "ArchiveCheck",
     "Archives",
@@ -98,6 +109,7 @@ __all__ = [
     "HeldOut",
     "ImageExport",
     "ImageFolder",
+    "ImageFormat",
     "Imported",
     "ImportedStatistics",
     "Index",

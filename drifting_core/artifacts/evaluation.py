@@ -8,6 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from drifting_core.artifacts.publishing import Artifact, Sha256
 
+LATENTS = "latents.safetensors"  # of a sample set
+FEATURES = "features.h5"  # of an evaluation
+
+ImageFormat = Literal["png", "jpeg", "tar", "npz", "sheet"]
+IMAGES: dict[ImageFormat, str] = {"tar": "images.tar", "npz": "images.npz", "sheet": "sheet.png"}  # the others are folders
+
 
 class Samples(Artifact):
     """Generated latents: functions of (export, alpha, seed, index)."""
@@ -35,7 +41,7 @@ class ImageExport(Artifact):
     """
 
     kind: Literal["image_export"] = "image_export"
-    format: Literal["png", "jpeg", "tar", "npz", "sheet"]
+    format: ImageFormat
     folder: str | None
     images: int
     classes: int

@@ -131,6 +131,10 @@ class Export(Artifact):
     imported: Imported | None = None
 
 
+STATE_MARKER = "COMMITTED.json"
+STATES_KEPT = 2  # of a training: the last ones
+
+
 class StateMarker(Artifact):
     """Commit marker of a training state: whole when this file is there and its hashes hold."""
 

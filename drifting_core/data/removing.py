@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from drifting_core.artifacts import LatentManifest, LatentVerification, hashes
 from drifting_core.config import Configuration
-from drifting_core.data.listing import Split
 from drifting_core.faults import Fault
 from drifting_core.workflow.layout import Layout
+
+if TYPE_CHECKING:
+    from drifting_core.data.listing import Split
 
 What = Literal["archives", "imagefolder"]
 _SPLITS: tuple[Split, ...] = ("train", "val")

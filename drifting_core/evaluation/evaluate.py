@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drifting_core.artifacts import Metrics, TokenizerManifest, hashes, publish, records
+from drifting_core.artifacts import FEATURES, Metrics, TokenizerManifest, hashes, publish, records
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Contract
 from drifting_core.evaluation.contract import MANIFOLD, PRECISION, Uint8Rule, contract_hash, make_contract, to_uint8
 from drifting_core.evaluation.grid import GRID, grid_picture, grid_samples
-from drifting_core.evaluation.measuring import FEATURES, Features, measure, write_features
+from drifting_core.evaluation.measuring import Features, measure, write_features
 from drifting_core.evaluation.networks.loading import Network, load_network, predictions
 from drifting_core.evaluation.reference import read_cache, read_statistics
 from drifting_core.evaluation.sampler import read_samples

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from drifting_core.artifacts import ImageExport, Index, hashes, publish, records
+from drifting_core.artifacts import IMAGES, ImageExport, ImageFormat, Index, hashes, publish, records
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Contract
 from drifting_core.evaluation.contract import PRECISION, require_tokenizer
@@ -34,10 +34,8 @@ from drifting_core.faults import Fault
 from drifting_core.jobs.job import Progress
 from drifting_core.models.tokenizer import Tokenizer
 
-Format = Literal["png", "jpeg", "tar", "npz", "sheet"]
 Bytes = NDArray[np.uint8]
 
-FILES: dict[Format, str] = {"tar": "images.tar", "npz": "images.npz", "sheet": "sheet.png"}  # the others are folders
 JPEG_QUALITY = 95
 _SHEET_ROWS = 20
 _MARGIN = 4  # pixels around a label
@@ -91,7 +89,7 @@ class _Pass:
 
 def export_images(
     output: Path,
-    form: Format,
+    form: ImageFormat,
     how: Contract,
     *,
     samples_path: Path,
@@ -101,7 +99,7 @@ def export_images(
     threads: int,
     configuration: str,
 ) -> None:
-    """Write the images of a sample set beside `output` (a folder, or one of FILES), then `output`.
+    """Write the images of a sample set beside `output` (a folder, or one of IMAGES), then `output`.
 
     Classes go by their wnid in the index, without one by their number. Raises Fault when samples and tokenizer were not
     made for each other, or when the disk is full.
@@ -122,9 +120,9 @@ def export_images(
         configuration=configuration,
         code=code_version(),
         inputs=hashes({role: path for role, path in sources.items() if path}),
-        files=records(output.parent, [FILES[form]]) if form in FILES else {},
+        files=records(output.parent, [IMAGES[form]]) if form in IMAGES else {},
         format=form,
-        folder=None if form in FILES else form,
+        folder=None if form in IMAGES else form,
         images=sum(map(len, images.shown)) if form == "sheet" else len(labels),
         classes=len(images.shown) if form == "sheet" else len(np.unique(labels)),
         step=samples.step,
@@ -138,11 +136,11 @@ def export_images(
     ).write(output)
 
 
-def _write(place: Path, form: Format, images: _Pass) -> None:
+def _write(place: Path, form: ImageFormat, images: _Pass) -> None:
     if form == "png" or form == "jpeg":
         _write_folder(place / form, images, form)
         return
-    with publish(place / FILES[form]) as scratch:
+    with publish(place / IMAGES[form]) as scratch:
         {"tar": _write_tar, "npz": _write_npz, "sheet": _write_sheet}[form](scratch, images)
 
 

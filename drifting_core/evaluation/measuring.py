@@ -17,7 +17,6 @@ from drifting_core.evaluation import statistics, uncertainty
 from drifting_core.evaluation.reference import Cache
 from drifting_core.faults import Fault
 
-FEATURES = "features.h5"
 _CHUNK_ROWS = 256
 
 

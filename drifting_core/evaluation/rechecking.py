@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from drifting_core.artifacts import Metrics, sha256_file
+from drifting_core.artifacts import FEATURES, Metrics, sha256_file
 from drifting_core.evaluation.contract import MANIFOLD, STATISTICS
 from drifting_core.evaluation.evaluate import look_at, open_tokenizer
-from drifting_core.evaluation.measuring import FEATURES, Features, measure, read_features
+from drifting_core.evaluation.measuring import Features, measure, read_features
 from drifting_core.evaluation.networks.loading import load_network
 from drifting_core.evaluation.reference import read_cache, read_statistics
 from drifting_core.evaluation.sampler import read_samples

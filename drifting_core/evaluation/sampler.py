@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drifting_core.artifacts import Recommendation, Samples, hashes, publish, records
+from drifting_core.artifacts import LATENTS, Recommendation, Samples, hashes, publish, records
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.config import Precision, Sampling
 from drifting_core.data.index import labels_of
@@ -32,7 +32,6 @@ from drifting_core.models.generator import Generator, sample_inputs
 
 log = logging.getLogger(__name__)
 
-LATENTS = "latents.safetensors"
 _CANARY_PER_CLASS = 5  # so that diversity within classes has pairs
 
 

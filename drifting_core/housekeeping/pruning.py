@@ -15,14 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from drifting_core.artifacts import Export, Samples, StateMarker
+from drifting_core.artifacts import FEATURES, IMAGES, LATENTS, STATE_MARKER, STATES_KEPT, Export, Samples, StateMarker
 from drifting_core.data.removing import removable
-from drifting_core.evaluation.exporting import FILES
-from drifting_core.evaluation.measuring import FEATURES
-from drifting_core.evaluation.sampler import LATENTS
 from drifting_core.faults import Fault
 from drifting_core.housekeeping.keeping import KeepList, Known, at_work, cited, reason_for, recommended
-from drifting_core.training.state import KEPT, MARKER
 
 KINDS = {
     "states": "states but the last two (finished: the last) of a training; damaged and not_finite_* ones that it has passed",
@@ -110,18 +106,18 @@ def _step(path: Path) -> int:
 
 def _reached(run: Path, horizon: int) -> bool:
     """Whether a training stands at an export that is its last as far as is known."""
-    steps = [_step(path.parent) for path in run.glob(f"state/step_*/{MARKER}")]
+    steps = [_step(path.parent) for path in run.glob(f"state/step_*/{STATE_MARKER}")]
     return bool(steps) and max(steps) >= horizon and (run / f"exports/step_{max(steps)}/metadata.json").is_file()
 
 
 def _states(folder: Path, *, finished: bool, encoder: bool = False) -> Iterator[Candidate]:
     states = sorted((path for path in folder.glob("state/step_*") if path.is_dir()), key=_step)
-    committed = [path for path in states if (path / MARKER).is_file()]
-    staying = committed[-(1 if finished else KEPT) :]
+    committed = [path for path in states if (path / STATE_MARKER).is_file()]
+    staying = committed[-(1 if finished else STATES_KEPT) :]
     going = [path for path in states if path not in staying]
     broken = _damage(staying[-1]) if staying and going else None
     for path in going:
-        marker = path / MARKER if path in committed else None
+        marker = path / STATE_MARKER if path in committed else None
         why = "an older state" if marker else "no committed state"
         yield Candidate("states", _parts(path, marker), why, (folder,), marker, kept=broken)
     for path in staying:
@@ -131,7 +127,7 @@ def _states(folder: Path, *, finished: bool, encoder: bool = False) -> Iterator[
         else:
             kept = "the newest state: training continues there" if path == staying[-1] else "what damage falls back to"
             kind, why = "states", "a state"
-        yield Candidate(kind, _parts(path, path / MARKER), why, (folder,), path / MARKER, kept=kept)
+        yield Candidate(kind, _parts(path, path / STATE_MARKER), why, (folder,), path / STATE_MARKER, kept=kept)
     for path in sorted([*folder.glob("state/damaged_*"), *folder.glob("state/not_finite_*")]):
         passed = finished or any(_step(state) > _step(path) for state in committed)
         why = "training went on" if passed else "set aside"
@@ -144,7 +140,7 @@ def _parts(state: Path, marker: Path | None) -> tuple[Path, ...]:
 
 def _damage(state: Path) -> str | None:
     try:
-        StateMarker.read(state / MARKER).verify(state)
+        StateMarker.read(state / STATE_MARKER).verify(state)
     except Fault as fault:
         return f"the newest state is damaged: {fault}"
     return None
@@ -217,7 +213,7 @@ def _features(run: Path, needed: set[Path], by_bundles: dict[Path, str]) -> Iter
 
 
 def _images(run: Path) -> Iterator[Candidate]:
-    forms = {"png": "png", "jpeg": "jpeg", **FILES}
+    forms = {"png": "png", "jpeg": "jpeg", **IMAGES}
     for folder in sorted([*run.glob("samples/**/export"), *run.glob("claim/*/samples/export")]):
         for form, name in forms.items():
             done, images = folder / f"{form}.done", folder / name

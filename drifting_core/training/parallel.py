@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from drifting_core.faults import Fault
 from drifting_core.jobs.devices import Place
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Value = TypeVar("Value")
 Kind = Literal["ddp", "fsdp"]
@@ -70,6 +71,8 @@ class Ranks(NamedTuple):
         """Divide the parameters of `model` over the ranks (FSDP), unit by unit: those that its `sharding_units` names."""
         if self.group is None:
             return
+        from torch.distributed.fsdp import fully_shard  # half a second, which only sharded trainings spend
+
         mesh = DeviceMesh.from_group(self.group, next(model.parameters()).device.type)
         for unit in (*model.sharding_units(), model):  # type: ignore[operator]
             fully_shard(unit, mesh=mesh)
@@ -78,7 +81,7 @@ class Ranks(NamedTuple):
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """`model` (DistributedDataParallel over several ranks, itself when alone or sharded) to call in a forward pass."""
-        if self.group is None or isinstance(model, FSDPModule):
+        if self.group is None or _is_sharded(next(model.parameters())):
             return model
         device = next(model.parameters()).device
         replica = DistributedDataParallel(
@@ -133,14 +136,18 @@ def joined(place: Place | None, device: torch.device) -> Iterator[Ranks]:
 # --- sharded tensors ---------------------------------------------------------------------------------------------------
 
 
+def _is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "device_mesh")  # a DTensor, whose class is imported with FSDP only
+
+
 def own_part(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor: some rows of a sharded one, else all of it."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
 def part_like(whole: Tensor, tensor: Tensor) -> Tensor:
     """The part of `whole` that this rank holds of `tensor`: FSDP divides the first dimension as torch.chunk does."""
-    if not isinstance(tensor, DTensor):
+    if not _is_sharded(tensor):
         return whole
     parts = whole.chunk(tensor.device_mesh.size(), dim=0)
     rank = tensor.device_mesh.get_local_rank()
@@ -149,4 +156,4 @@ def part_like(whole: Tensor, tensor: Tensor) -> Tensor:
 
 def whole_of(tensor: Tensor) -> Tensor:
     """All of a tensor, sharded or not; every rank must call."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor

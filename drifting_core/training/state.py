@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from drifting_core.artifacts import FileRecord, StateMarker, sync_folder
+from drifting_core.artifacts import STATE_MARKER, STATES_KEPT, FileRecord, StateMarker, sync_folder
 from drifting_core.artifacts.provenance import code_version
 from drifting_core.faults import Fault
 from drifting_core.training.parallel import ALONE, Ranks, own_part
@@ -32,8 +32,6 @@ from drifting_core.training.parallel import ALONE, Ranks, own_part
 log = logging.getLogger(__name__)
 
 TENSORS = "state.safetensors"
-MARKER = "COMMITTED.json"
-KEPT = 2
 
 
 class StateFolder:
@@ -143,16 +141,16 @@ class StateFolder:
         stays = f"that of step {kept[-1]} stays" if kept else "there is none before it"
         raise Fault(
             f"{self.folder}: the state of step {step} could not be written: {problems[0]}; {stays}. A state takes "
-            f"{size:,.0f} MB per rank, and {KEPT + 1} of them for a moment: make room and call the same command again"
+            f"{size:,.0f} MB per rank, and {STATES_KEPT + 1} of them for a moment: make room and call the same command again"
         )
 
     def _publish(self, step: int, scratch: Path, files: dict[str, FileRecord]) -> None:
         StateMarker(configuration=self.configuration, code=code_version(), inputs=self.inputs, files=files, step=step).write(
-            scratch / MARKER
+            scratch / STATE_MARKER
         )
         os.replace(scratch, self._path(step))
         sync_folder(self.folder)
-        for old in self._steps()[:-KEPT]:
+        for old in self._steps()[:-STATES_KEPT]:
             shutil.rmtree(self._path(old))
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -179,7 +177,7 @@ class StateFolder:
         steps = self._steps()
         for step in sorted((s for s in steps if s <= until), reverse=True):
             try:
-                marker = StateMarker.read(self._path(step) / MARKER)
+                marker = StateMarker.read(self._path(step) / STATE_MARKER)
                 marker.verify(self._path(step))
             except Fault as fault:
                 log.warning("state of step %d is damaged, falling back to the one before: %s", step, fault)
@@ -216,7 +214,7 @@ class StateFolder:
 
     def record(self, step: int) -> dict[str, FileRecord]:
         """The files of a committed state, relative to the training's folder."""
-        marker = StateMarker.read(self._path(step) / MARKER)
+        marker = StateMarker.read(self._path(step) / STATE_MARKER)
         return {f"{self.folder.name}/{self._path(step).name}/{name}": record for name, record in marker.files.items()}
 
     def _steps(self) -> list[int]:

@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 
 from drifting_core import config
-from drifting_core.artifacts import ImageExport, Samples, TokenizerManifest, hashes, records, sha256_file
+from drifting_core.artifacts import LATENTS, ImageExport, Samples, TokenizerManifest, hashes, records, sha256_file
 from drifting_core.config import Contract
 from drifting_core.evaluation import exporting
 from drifting_core.evaluation.evaluate import look_at
-from drifting_core.evaluation.sampler import LATENTS
 from drifting_core.faults import Fault
 from drifting_core.models.tokenizer import CONFIG, WEIGHTS, Tokenizer
 from drifting_core.models.tokenizer_making import small_autoencoder

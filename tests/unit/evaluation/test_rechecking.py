@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from drifting_core import config
-from drifting_core.artifacts import Metrics, records
+from drifting_core.artifacts import FEATURES, Metrics, records
 from drifting_core.claims.progress import read_grid
 from drifting_core.evaluation import sampler
 from drifting_core.evaluation.grid import GRID
-from drifting_core.evaluation.measuring import FEATURES, read_features
+from drifting_core.evaluation.measuring import read_features
 from drifting_core.evaluation.rechecking import look_again, recompute
 from drifting_core.faults import Fault
 from tests.unit.data.samples import HASH

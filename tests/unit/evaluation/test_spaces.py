@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from drifting_core import config
-from drifting_core.artifacts import Metrics, ReferenceStatistics, sha256_file
+from drifting_core.artifacts import FEATURES, Metrics, ReferenceStatistics, sha256_file
 from drifting_core.artifacts.identity import operations
 from drifting_core.data.removing import _require_nothing_to_read
 from drifting_core.doctor.staging import needs
-from drifting_core.evaluation.measuring import FEATURES, read_features
+from drifting_core.evaluation.measuring import read_features
 from drifting_core.evaluation.networks.loading import load_network
 from drifting_core.evaluation.networks.making import make_network
 from drifting_core.evaluation.networks.vision_transformers import VisionTransformer, resize_bicubic

@@ -48,7 +48,7 @@ test: $(READY) ## everything that a change must pass
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --no-loadscope-reorder
 
 test-fast: $(READY) ## unit tests that start nothing and train nothing long (under a minute)
-	$(BIN)/python -m pytest -m fast
+	$(BIN)/python -m pytest tests/unit -m fast --numprocesses $(WORKERS) --no-loadscope-reorder
 
 test-all: $(READY) ## also the tests marked slow
 	$(BIN)/python -m pytest

@@ -98,8 +98,8 @@ WITH_PATIENCE = {
     f"test_{name}.py"
     for name in (
         "archives", "audit", "devices", "doctor", "drift_loss", "encoding_faults", "gpu", "heads", "latents", "leases",
-        "parallel", "plan", "pool", "progress", "pruning", "ranks", "rates", "reference", "sampler", "survival", "toy",
-        "training", "warm_start",
+        "neighbours", "parallel", "plan", "pool", "progress", "pruning", "ranks", "rates", "reference", "sampler", "survival",
+        "toy", "training", "warm_start",
     )
 }  # fmt: skip
 

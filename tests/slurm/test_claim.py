@@ -55,6 +55,7 @@ def test_the_demo_reaches_its_claim_on_a_cluster(site: SlurmSite) -> None:
     site.configure(**{
         "rehearsal": True, "training.resources": ONE_GPU | {"gpus": 2}, "evaluation.resources": ONE_GPU,
         "encoder.resources": ONE_GPU, "training.steps": 90, "evaluation.selection.last_k": 3,
+        "evaluation.selection.alphas": [1.5], "data.latents.shards_train": 1,
     })  # fmt: skip
     done = site.snakemake(TARGET)
     assert done.returncode == 0, done.stdout

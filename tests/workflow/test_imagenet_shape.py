@@ -39,7 +39,7 @@ def encoded(tmp_path_factory: pytest.TempPathFactory) -> Encoded:
     site = Site(tmp_path_factory.mktemp("imagenet").resolve())
     shaped = write_archives(site.folder / "archives")
     write_tokenizer(site.folder / "vae")
-    latents = {"compute_batch": 256, "chunk_rows": 256, "shards_train": 4}
+    latents = {"compute_batch": 256, "chunk_rows": 256, "shards_train": 2, "views": 1}
     data = {"name": "imagenet", "image_size": 32, "latents": latents, **shaped.section}
     preset = site.configure(
         **{

@@ -98,8 +98,8 @@ WITH_PATIENCE = {
     f"test_{name}.py"
     for name in (
         "archives", "audit", "devices", "doctor", "drift_loss", "encoding_faults", "gpu", "heads", "latents", "leases",
-        "neighbours", "parallel", "plan", "pool", "progress", "pruning", "ranks", "rates", "reference", "sampler", "survival",
-        "toy", "training", "warm_start",
+        "neighbours", "parallel", "plan", "pool", "progress", "pruning", "ranks", "rates", "reference", "sampler",
+        "survival", "toy", "training", "warm_start",
     )
 }  # fmt: skip
 
@@ -114,11 +114,20 @@ def kind_of(item: pytest.Item) -> str | None:
 
 
 def group_of(file: str) -> str:
-    """What `make test` keeps together in one of its processes: users of the cluster, users of the walk, a file."""
-    path = ROOT / file
-    if path.parent.name == "slurm":
-        return "slurm"
-    return "walk" if path.parent.name == "workflow" and "walk: Walk" in path.read_text() else file
+    """What `make test` keeps together in one of its processes: users of the cluster, a file."""
+    return "slurm" if file.startswith("tests/slurm/") else file
+
+
+def place_of(path: Path) -> int:
+    """When a file's turn is: the walk and the cluster, which take longest, at once; what needs the walk when it is done."""
+    room = path.parent.name
+    if path.name == "test_walk.py":
+        return 0
+    if room == "slurm":
+        return 2 if "walk: Walk" in path.read_text() else 1
+    if room == "workflow":
+        return 4 if "walk: Walk" in path.read_text() else 3
+    return 3 if path.name in WITH_PATIENCE else 5
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -128,12 +137,12 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks, and the order: the two large groups first, so that two processes have one each."""
+    """Marks, and the order."""
     for item in items:
         if kind := kind_of(item):
             item.add_marker(kind)
-    groups = {item.path: group_of(str(item.path.relative_to(ROOT))) for item in items}
-    items.sort(key=lambda item: {"walk": 0, "slurm": 1}.get(groups[item.path], 2))
+    places = {path: place_of(path) for path in {item.path for item in items}}
+    items.sort(key=lambda item: places[item.path])
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -17,6 +17,7 @@ import yaml
 from tests.conftest import NO_SLURM
 from tests.slurm.cluster import Cluster, cluster, why_not
 from tests.workflow.conftest import ROOT, Site
+from tests.workflow.conftest import walk as walk
 
 SHIM = Path(__file__).parent / "shim"
 

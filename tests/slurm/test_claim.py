@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from datetime import datetime
 from itertools import combinations
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.slurm.conftest import SlurmSite
-from tests.workflow.conftest import TARGET
+from tests.workflow.conftest import TARGET, Walk
 
 pytestmark = pytest.mark.workflow
 
@@ -51,11 +52,15 @@ def attempts(site: SlurmSite, results: str = "results") -> list[Attempt]:
     return found
 
 
-def test_the_demo_reaches_its_claim_on_a_cluster(site: SlurmSite) -> None:
+@pytest.mark.parametrize("begins", ["with latents and encoder", pytest.param("with archives", marks=pytest.mark.slow)])
+def test_the_demo_reaches_its_claim_on_a_cluster(site: SlurmSite, begins: str, request: pytest.FixtureRequest) -> None:
+    if begins == "with latents and encoder":
+        walk: Walk = request.getfixturevalue("walk")
+        shutil.copytree(walk.site.folder, site.folder, symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(site.folder / "results/logs")
     site.configure(**{
-        "rehearsal": True, "training.resources": ONE_GPU | {"gpus": 2}, "evaluation.resources": ONE_GPU,
-        "encoder.resources": ONE_GPU, "training.steps": 90, "evaluation.selection.last_k": 3,
-        "evaluation.selection.alphas": [1.5], "data.latents.shards_train": 1,
+        "name": "cluster", "rehearsal": True, "training.resources": ONE_GPU | {"gpus": 2}, "training.steps": 90,
+        "encoder.resources": ONE_GPU, "evaluation.resources": ONE_GPU, "evaluation.selection.last_k": 3,
     })  # fmt: skip
     done = site.snakemake(TARGET)
     assert done.returncode == 0, done.stdout

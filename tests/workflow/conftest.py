@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from filelock import FileLock
 
 from drifting_core import artifacts
 
@@ -135,8 +137,22 @@ class Walk:
 
 @pytest.fixture(scope="session")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """A finished tiny run to work in. The processes of `make test` share one walk, and each has a copy of its folder."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    shared = tmp_path_factory.getbasetemp() if alone else tmp_path_factory.getbasetemp().parent
+    folder, told = shared / "walked", shared / "walked.json"
+    with FileLock(shared / "walked.lock"):
+        if not told.is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            told.write_text(json.dumps(_walk(Site(folder.resolve()))))
+    copy = Site(tmp_path_factory.mktemp("walk").resolve() / "site")
+    shutil.copytree(folder, copy.folder, symlinks=True)
+    return Walk(copy, **json.loads(told.read_text()))
+
+
+def _walk(site: Site) -> dict[str, Any]:
     """The tiny configuration brought to its bundle through kill -9: three times everything, once the head alone."""
-    site = Site(tmp_path_factory.mktemp("site").resolve())
     site.configure()
     seed = int(os.environ.get("KILL_SEED", str(time.time_ns() % 10**6)))
     print(f"KILL_SEED={seed}")
@@ -164,7 +180,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Walk:
     done = site.snakemake(TARGET)
     assert done.returncode == 0, done.stdout
     note_repeats()
-    return Walk(site, kills, repeated, done.stdout)
+    return {"kills": kills, "repeated": repeated, "output": done.stdout}
 
 
 def _wait(head: subprocess.Popen[str], seconds: float) -> bool:

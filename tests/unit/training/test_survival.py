@@ -99,6 +99,7 @@ def test_a_signal_commits_and_asks_to_be_called_again(site: Site, network: Netwo
     assert_whole(site, network, name)
 
 
+@pytest.mark.parametrize("network", ["encoder", pytest.param("generator", marks=pytest.mark.slow)], indirect=True)
 def test_a_deadline_commits_before_it_is_there(site: Site, network: Network) -> None:
     """Each call has four seconds for steps of 0.15 s."""
     name, codes, reached = f"deadline_{network}", [CALL_AGAIN], [0]

@@ -61,6 +61,7 @@ def test_the_demo_reaches_its_claim_on_a_cluster(site: SlurmSite, begins: str, r
     site.configure(**{
         "name": "cluster", "rehearsal": True, "training.resources": ONE_GPU | {"gpus": 2}, "training.steps": 90,
         "encoder.resources": ONE_GPU, "evaluation.resources": ONE_GPU, "evaluation.selection.last_k": 3,
+        "evaluation.selection.alphas": [1.5],
     })  # fmt: skip
     done = site.snakemake(TARGET)
     assert done.returncode == 0, done.stdout

@@ -35,7 +35,7 @@ def configure(site: Site, expected: dict[str, object]) -> str:
     own = yaml.safe_load((ROOT / "config/own_images.yaml").read_text())["data"]
     data = {
         "name": own["name"], "source": own["source"], "archives": {"train": "my_images"}, "hold_out": 4, "image_size": 32,
-        "expected": expected, "latents": {"compute_batch": 16, "chunk_rows": 16, "shards_train": 2},
+        "expected": expected, "latents": {"compute_batch": 16, "chunk_rows": 16},
     }  # fmt: skip
     tokenizer = {"source": "folder", "folder": "vae", "factor": FACTOR, "channels": 4}
     path = site.configure(**{"data": data, "tokenizer": tokenizer})

@@ -118,8 +118,8 @@ def test_an_imported_run_is_known_from_another_configuration(released: tuple[Sit
 def test_a_published_encoder_takes_the_place_of_its_training(site: Site) -> None:
     preset = site.configure("encoder.yaml", name="encoder", **ENCODER)
     loaded = settings.load_file(preset)
-    export = f"results/runs/{loaded.key('run')}/exports/step_30/metadata.json"
-    done = site.snakemake(export, config="encoder.yaml")
+    canary = f"results/runs/{loaded.key('run')}/canary"  # one step with that encoder
+    done = site.snakemake(f"{canary}/exports/step_1/metadata.json", config="encoder.yaml")
     assert done.returncode == 0, done.stdout
     assert "rule import_encoder:" in done.stdout
     assert "rule train_encoder:" not in done.stdout
@@ -127,7 +127,7 @@ def test_a_published_encoder_takes_the_place_of_its_training(site: Site) -> None
     assert encoder.imported is not None
     assert encoder.imported.step == 123
     # 7 entries of each of 9 maps, without the standard deviations that no 2 x 2 map has; norm_x and global
-    last = json.loads((site.folder / f"results/runs/{loaded.key('run')}/metrics.jsonl").read_text().splitlines()[-1])
+    last = json.loads((site.folder / canary / "metrics.jsonl").read_text().splitlines()[-1])
     assert set(last["features"]) == {"global", "norm", "conv1", "layer1", "layer2", "layer3", "layer4"}
 
 

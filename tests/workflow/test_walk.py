@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ from tests.conftest import until
 from tests.workflow.conftest import RECORDS, ROOT, TARGET, Site, Walk
 
 pytestmark = pytest.mark.workflow
+
+
+@pytest.fixture(scope="module", name="walk")
+def own_copy(walk: Walk, tmp_path_factory: pytest.TempPathFactory) -> Walk:
+    """One for these tests, which leave other runs in it."""
+    folder = tmp_path_factory.mktemp("walk").resolve() / "site"
+    shutil.copytree(walk.site.folder, folder, symlinks=True)
+    return replace(walk, site=Site(folder))
 
 
 def test_kills_at_random_moments_end_in_the_same_bundle(walk: Walk) -> None:

@@ -156,7 +156,8 @@ def test_micro_batches_end_with_the_same_weights(alone: Path, configuration: dic
             assert_same(case, alone, configuration, alone)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+# Four ranks are in `make test`, too: those that the pool starts (test_pool.py).
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_end_with_the_same_weights(size: int, alone: Path, configuration: dict[str, Any], tmp_path: Path) -> None:
     cases = CASES + (SHARDED if size == 2 else [])
     folder = started(tmp_path, configuration, size, cases)

@@ -218,8 +218,8 @@ def draw(root: Path, among: list[Room], output: Path) -> None:
     for floor in {room.floor for room in among}:
         axes.text(0.012, floor, str(floor), ha="left", va="center", fontsize=9, color="0.55")
     axes.text(
-        0.5, -0.62, f"{len(every)} arrows between {len(among)} rooms; those that follow from others are left out. "
-        "Blue: no torch at import.", ha="center", va="center", fontsize=8, color="0.35",
+        0.5, -0.62, f"{len(every)} pairs of rooms import; arrows that follow from others are left out. "
+        "Blue: light rooms, no torch at import. Orange: the others.", ha="center", va="center", fontsize=8, color="0.35",
     )  # fmt: skip
     axes.set(xlim=(0, 1), ylim=(-0.85, max(room.floor for room in among) + 0.5))
     axes.axis("off")
@@ -254,6 +254,17 @@ def _draw_box(axes: Axes, room: Room, box: _Box) -> None:
     axes.text(middle, box.bottom + 0.2, words, ha="center", va="center", fontsize=7, linespacing=1.05, zorder=4)
 
 
+def _side(start: _Box, end: _Box) -> bool:
+    """Whether an arrow passes at the left. Raises ValueError where on neither side both boxes are the outermost."""
+    if start.left == end.left == _LEFT:
+        return True
+    if max(abs(start.right - _RIGHT), abs(end.right - _RIGHT)) < 1e-9:
+        return False
+    raise ValueError(
+        f"an arrow from floor {start.floor} to {end.floor} would pass behind a box; order the rows of the table"
+    )
+
+
 def _draw_arrows(axes: Axes, boxes: dict[Room, _Box], drawn: set[tuple[Room, Room]]) -> None:
     """Straight to the floor below; past other floors through a lane beside them, the longest outermost."""
     arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": _LINE, "linewidth": 1.0, "shrinkA": 0, "shrinkB": 0}
@@ -265,7 +276,7 @@ def _draw_arrows(axes: Axes, boxes: dict[Room, _Box], drawn: set[tuple[Room, Roo
             ends = ((low + high) / 2,) * 2 if low < high else (low, high) if start.left == low else (high, low)
             axes.annotate("", (ends[1], end.top), (ends[0], start.bottom), arrowprops=arrow, zorder=5)
             continue
-        at_left = start.left + start.right <= _LEFT + _RIGHT
+        at_left = _side(start, end)
         taken = lanes[at_left]
         lane = next((n for n, floor in enumerate(taken) if floor >= above.floor), len(taken))
         taken[lane : lane + 1] = [below.floor]

@@ -43,7 +43,7 @@ def encoded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     site = Site(tmp_path_factory.mktemp("imagenet").resolve())
     shaped = write_archives(site.folder / "archives", per_class=request.param, val_per_class=max(2, request.param // 10))
     write_tokenizer(site.folder / "vae")
-    latents = {"compute_batch": 256, "chunk_rows": 256, "shards_train": 2, "views": 1}
+    latents = {"compute_batch": 256, "chunk_rows": 256, "shards_train": 1, "views": 1}
     data = {"name": "imagenet", "image_size": 32, "latents": latents, **shaped.section}
     preset = site.configure(
         **{

@@ -99,7 +99,7 @@ def test_micro_batches_give_the_same_step(store: Path, demo_values: dict[str, An
     assert_same(parts, whole, dtype)
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_ranks_give_the_same_step(store: Path, demo_values: dict[str, Any], tmp_path: Path, size: int) -> None:
     configuration = values(demo_values)
     write_store(tmp_path)

@@ -39,7 +39,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return make_site(tmp_path_factory.mktemp("site"), demo)
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+# The loop is the same for both; the walk (tests/workflow) kills a generator's training in `make test`, too.
+@pytest.fixture(scope="module", params=["encoder", pytest.param("generator", marks=pytest.mark.slow)])
 def network(request: pytest.FixtureRequest, site: Site) -> Network:
     site.finish(request.param, f"whole_{request.param}")
     return request.param
@@ -99,7 +100,6 @@ def test_a_signal_commits_and_asks_to_be_called_again(site: Site, network: Netwo
     assert_whole(site, network, name)
 
 
-@pytest.mark.parametrize("network", ["encoder", pytest.param("generator", marks=pytest.mark.slow)], indirect=True)
 def test_a_deadline_commits_before_it_is_there(site: Site, network: Network) -> None:
     """Each call has four seconds for steps of 0.15 s."""
     name, codes, reached = f"deadline_{network}", [CALL_AGAIN], [0]

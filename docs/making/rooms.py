@@ -170,7 +170,7 @@ def first_sentence(path: Path) -> str:
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 _LIGHT, _HEAVY, _LINE = "#dcebf7", "#fbe5d0", "#40566b"
-_LEFT, _RIGHT = 0.09, 0.94  # where boxes stand, as shares of the width
+_LEFT, _RIGHT = 0.1, 0.9  # where boxes stand, as shares of the width
 _HEIGHT, _LANE = 0.64, 0.025  # of a box, in floors; between arrows that pass floors by
 
 

@@ -29,8 +29,6 @@ from tests.conftest import ROOT
 from tests.unit.training.jobs import STEPS, Network, Site, make_site
 from tests.unit.training.samples import NEVER, drift_training, small_configuration, write_store
 
-NETWORKS: list[Network] = ["encoder", "generator"]
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Site:

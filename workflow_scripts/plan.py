@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument(
         "--rates", type=Path, default=RATES, help="a file as measure_rates.py writes it (default: the shipped)"
     )
-    made.add_argument("--json", action="store_true", help="the same for scripts (drifting_core.plan_report.make_plan)")
+    made.add_argument("--json", action="store_true", help="the same for scripts (drifting_core.planning.report.make_plan)")
     made.add_argument("--data", action="store_true", help="the data stages, by number of GPUs")
     arguments = start(made, argv)
     if arguments.data:

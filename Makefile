@@ -41,7 +41,7 @@ encoders: $(READY) ## encoders of two widths, fine-tuned and audited, on the pho
 toy: $(READY) ## the method on two-dimensional data, beside the published loss (about 10 minutes on 2 cores)
 	@$(BIN)/python workflow_scripts/run_toy.py results/toy
 
-# Processes that the tests are shared out to (0: none but pytest's own): more than cores is no quicker.
+# Processes that the tests are shared out to (0: none but pytest's own). Jobs of a workflow under test compute, too.
 WORKERS ?= 2
 
 test: $(READY) ## everything that a change must pass

@@ -120,6 +120,17 @@ def test_the_picture_leaves_out_only_what_follows() -> None:
     assert rooms.arrows(edges, [a, b, c, d]) == {(a, b), (b, d)}
 
 
+def test_an_arrow_that_would_pass_behind_a_box_is_refused(tmp_path: Path) -> None:
+    """From the left of a floor to the right of another, past a third; in the other order it is drawn."""
+    left, right, between = Room("jobs", 2, True, "a"), Room("workflow", 2, True, "b"), Room("planning", 1, True, "c")
+    low, beside = Room("config", 0, True, "d"), Room("costs", 0, True, "e")
+    package(tmp_path, {"jobs/job.py": "import drifting_core.config.whole\n", "config/whole.py": ""})
+    with pytest.raises(ValueError, match="from floor 2 to 0 would pass behind a box; order the rows"):
+        rooms.draw(tmp_path, [left, right, between, beside, low], tmp_path / "rooms.png")
+    rooms.draw(tmp_path, [left, right, between, low, beside], tmp_path / "rooms.png")
+    assert (tmp_path / "rooms.png").is_file()
+
+
 # --- decisions ------------------------------------------------------------------------------------------------------
 
 

@@ -169,6 +169,16 @@ def stage(need: Need, size: int | None = None) -> None:
         file.truncate(need.file.bytes if size is None else size)  # sparse
 
 
+def assert_only_the_whole_will_do(check: Callable[[], Iterator[Finding]], need: Need, size: int, said: str) -> None:
+    """The needed file, cut to `size` bytes, fails with these words; whole it is fine."""
+    stage(need, size)
+    cut = only(check())
+    assert cut.level == "FAIL"
+    assert said in cut.found
+    stage(need)
+    assert only(check()).level == "ok"
+
+
 def test_images_are_there_with_their_sizes(ablation: Configuration, tmp_path: Path) -> None:
     archives = [need for need in outside.needs(ablation) if need.key.startswith("data.")]
     stage(archives[1])
@@ -181,12 +191,9 @@ def test_images_are_there_with_their_sizes(ablation: Configuration, tmp_path: Pa
     checked.parent.mkdir(parents=True)
     checked.write_text("{}")
     assert only(outside.check_images(ablation)).level == "warn"  # removed once latents were verified
-    stage(archives[0], 1000)
-    cut = only(outside.check_images(ablation))
-    assert cut.level == "FAIL"
-    assert "1,000 bytes, expected 147,897,477,120" in cut.found
-    stage(archives[0])
-    assert only(outside.check_images(ablation)).level == "ok"
+    assert_only_the_whole_will_do(
+        lambda: outside.check_images(ablation), archives[0], 1000, "1,000 bytes, expected 147,897,477,120"
+    )
 
 
 def test_downloads_are_here_or_within_reach(ablation: Configuration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,12 +210,7 @@ def test_downloads_are_here_or_within_reach(ablation: Configuration, monkeypatch
     assert "no internet here (127.0.0.1:" in offline.found
     files = [need for need in outside.needs(ablation) if need.command]
     stage(files[0])
-    stage(files[1], 10)
-    cut = only(outside.check_downloads(ablation))
-    assert cut.level == "FAIL"
-    assert "10 bytes, expected 334,643,276" in cut.found
-    stage(files[1])
-    assert only(outside.check_downloads(ablation)).level == "ok"
+    assert_only_the_whole_will_do(lambda: outside.check_downloads(ablation), files[1], 10, "10 bytes, expected 334,643,276")
 
 
 def test_a_proxy_is_the_way_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,17 +20,7 @@ from drifting_core.training import generator as drifting
 from drifting_core.training import mae
 from drifting_core.training.loop import MetricsFile, train
 from drifting_core.training.state import StateFolder
-from tests.unit.training.samples import CONTRACT, CPU, NEVER, small_configuration, write_store
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
-    return write_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture
-def small(demo_values: dict[str, Any]) -> settings.Configuration:
-    return small_configuration(demo_values)
+from tests.unit.training.samples import CONTRACT, CPU, NEVER
 
 
 def export_encoder(folder: Path, encoder: settings.Encoder, whole: bool = True, classes: int = 10, **contract: Any) -> Path:

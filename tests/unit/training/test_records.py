@@ -21,18 +21,7 @@ from drifting_core.data.latents import LatentStore
 from drifting_core.training import records
 from drifting_core.training.run_page import write_page
 from tests.unit.evaluation.samples import MADE, training_line, write_metrics
-from tests.unit.training.samples import CONTRACT, small_configuration, write_store
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
-    return write_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture
-def small(demo_values: dict[str, Any]) -> config.Configuration:
-    return small_configuration(demo_values)
-
+from tests.unit.training.samples import CONTRACT
 
 # --- environment and code -------------------------------------------------------------------------------------------
 

@@ -22,17 +22,7 @@ from drifting_core.training.generator import DriftTraining
 from drifting_core.training.loop import MetricsFile, NotFinite, Optimisation, Trainee, train
 from drifting_core.training.mae import MaskedTraining, StoredLatents, encoder_architecture
 from drifting_core.training.state import StateFolder
-from tests.unit.training.samples import CPU, drift_training, small_configuration, write_store
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
-    return write_store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture
-def small(demo_values: dict[str, Any]) -> settings.Configuration:
-    return small_configuration(demo_values)
+from tests.unit.training.samples import CPU, drift_training
 
 
 def encoder(small: settings.Configuration, store: LatentStore) -> MaskedTraining:

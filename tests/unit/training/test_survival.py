@@ -27,7 +27,7 @@ from drifting_core.training.loop import MetricsFile, train
 from drifting_core.training.state import StateFolder, Stored
 from tests.conftest import ROOT
 from tests.unit.training.jobs import STEPS, Network, Site, make_site
-from tests.unit.training.samples import NEVER, drift_training, small_configuration, write_store
+from tests.unit.training.samples import NEVER, drift_training, write_store
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +181,6 @@ def assert_equal_runs(site: Site, one: str, other: str) -> None:
 
 
 # --- inside one process ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small(demo_values: dict[str, Any]) -> Any:
-    return small_configuration(demo_values)
 
 
 def run(trainee: Any, folder: Path, until: int) -> None:

@@ -25,12 +25,7 @@ from drifting_core.models.exports import AUTOENCODER, WEIGHTS, load_encoder, wri
 from drifting_core.models.mae import MaskedAutoencoder
 from drifting_core.training import mae
 from tests.unit.models.test_warm_start import export_encoder
-from tests.unit.training.samples import CPU, small_configuration, write_store
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> LatentStore:
-    return write_store(tmp_path_factory.mktemp("store"))
+from tests.unit.training.samples import CPU, small_configuration
 
 
 @pytest.fixture
